@@ -1,0 +1,1 @@
+"""Settings of a flairnode site: models, loader and an example."""

@@ -1,0 +1,168 @@
+"""Everything a site can set, with units in the names and the reason under each field.
+
+One TOML file (`config.loader.load_settings`); `FLAIRNODE_SECTION__KEY` variables override it; an
+unknown key is an error that names the key. Secrets come from files or variables, never from TOML.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+AeTitle = Annotated[str, Field(min_length=1, max_length=16, pattern=r"^[^\\\x00-\x1f]+$")]
+Port = Annotated[int, Field(ge=1, le=65535)]
+ResultKind = Literal["seg", "sr"]
+
+
+class Section(BaseModel):
+    """A part of the settings: immutable, and strict about keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class NodeSettings(Section):
+    """Who we are and where our data lie."""
+
+    ae_title: AeTitle = "FLAIRNODE"
+    bind_host: str = "127.0.0.1"
+    """Loopback by default: a listener open to the hospital is a decision, not an accident."""
+    port: Port = 11112
+    data_dir: Path = Path("/var/lib/flairnode")
+    """A local disk. Never NFS or SMB: SQLite's locks and our fsyncs mean nothing there."""
+    reserve_mb: Annotated[int, Field(ge=0)] = 2048
+    """Below this much free disk a sender is told to come back later (0xA700)."""
+
+
+class Peer(Section):
+    """One DICOM application we speak with."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+    ae_title: AeTitle
+    host: str
+    port: Port
+
+
+class Destination(Section):
+    """Where results go: a peer, and what it takes."""
+
+    peer: str
+    kinds: tuple[ResultKind, ...] = ("seg", "sr")
+    """A PACS that cannot draw a Segmentation can be sent the report alone."""
+    research: bool = False
+    """A pack of status `research` is sent only to destinations that say so."""
+    confirm: Literal["query", "none"] = "query"
+    """`query`: delivered means that a C-FIND found every object. `none` marks it unconfirmed."""
+
+
+class CompletenessSettings(Section):
+    """When is a study all there?"""
+
+    quiet_period_s: Annotated[float, Field(gt=0)] = 30.0
+    """DICOM has no end-of-study message. Longer than the longest pause of the sender."""
+    query_peer: str | None = None
+    """A peer whose C-FIND tells how many instances it holds. None: counts stay unconfirmed."""
+    longest_wait_s: Annotated[float, Field(gt=0)] = 3600.0
+    """After this long, a series that the peer says is larger is held (`incomplete`)."""
+
+
+class SelectionSettings(Section):
+    """Which FLAIR series a site wants analysed."""
+
+    minimum_slices: Annotated[int, Field(ge=3)] = 8
+    """A stack of fewer slices is no examination of a head (`reference/brain_extraction.md` 5)."""
+
+
+class PipelineSettings(Section):
+    """How a series is analysed. Fields marked (result) enter the UIDs of the results."""
+
+    model: str = "starter"
+    """(result) A pack by name (inside flairnode) or by path."""
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    mirroring: Literal["auto", "on", "off"] = "auto"
+    """(result) auto: on with a GPU, off on a CPU, where it doubles or quadruples the time."""
+    threads: Annotated[int, Field(ge=0)] = 0
+    """CPU threads of the network; 0 takes what the machine has."""
+    time_limit_s: Annotated[float, Field(gt=0)] = 900.0
+    """A case that takes longer is ended with its worker, and counts as one failed attempt."""
+    memory_limit_mb: Annotated[int, Field(ge=0)] = 6144
+    """Of the worker process; 0 for none. A corrupt header can ask for any amount of memory."""
+
+
+class DeliverySettings(Section):
+    """How results are sent and retried."""
+
+    attempts: Annotated[int, Field(ge=1)] = 8
+    first_pause_s: Annotated[float, Field(gt=0)] = 5.0
+    backoff: Annotated[float, Field(ge=1)] = 2.0
+    """Pause = first pause x backoff^n: 8 attempts span about 10 minutes."""
+    timeout_s: Annotated[float, Field(gt=0)] = 30.0
+    retry_held_every_s: Annotated[float, Field(gt=0)] = 900.0
+    """A timer tries held deliveries again once the destination answers a C-ECHO."""
+
+
+class RetentionSettings(Section):
+    """How long received images and results stay here once they are delivered or skipped."""
+
+    keep_days: Annotated[float, Field(ge=0)] = 14.0
+
+
+class EngineSettings(Section):
+    """The durable workflow engine (DBOS)."""
+
+    database_url: str | None = None
+    """None: `data_dir/engine.sqlite`. A `postgresql://` address for several worker hosts."""
+    poll_s: Annotated[float, Field(gt=0)] = 0.25
+    workers: Annotated[int, Field(ge=0)] = 1
+    """Worker processes the service starts here, one per device."""
+
+
+class WebSettings(Section):
+    """The operator page."""
+
+    enabled: bool = False
+    port: Port = 8042
+
+
+class SecuritySettings(Section):
+    """Who may send. Everybody else is refused at association."""
+
+    calling_ae_titles: tuple[AeTitle, ...] = ()
+    """Empty: the AE titles of the configured peers."""
+    addresses: tuple[str, ...] = ("127.0.0.1/32", "::1/128")
+    """Networks a sender may come from."""
+    require_called_ae_title: bool = True
+
+
+class Settings(Section):
+    """The whole file."""
+
+    node: NodeSettings = NodeSettings()
+    peers: tuple[Peer, ...] = ()
+    destinations: tuple[Destination, ...] = ()
+    completeness: CompletenessSettings = CompletenessSettings()
+    selection: SelectionSettings = SelectionSettings()
+    pipeline: PipelineSettings = PipelineSettings()
+    delivery: DeliverySettings = DeliverySettings()
+    retention: RetentionSettings = RetentionSettings()
+    engine: EngineSettings = EngineSettings()
+    web: WebSettings = WebSettings()
+    security: SecuritySettings = SecuritySettings()
+
+    @model_validator(mode="after")
+    def _names_resolve(self) -> Settings:
+        names = [peer.name for peer in self.peers]
+        if len(set(names)) != len(names):
+            raise ValueError(f"peers: names are doubled: {sorted(names)}")
+        wanted = [("destinations", d.peer) for d in self.destinations]
+        if self.completeness.query_peer is not None:
+            wanted.append(("completeness.query_peer", self.completeness.query_peer))
+        for where, name in wanted:
+            if name not in names:
+                raise ValueError(f"{where}: no peer is named {name!r}; peers are {names}")
+        return self
+
+    def peer(self, name: str) -> Peer:
+        """The peer of that name; `Settings` made sure at load that it exists."""
+        return next(peer for peer in self.peers if peer.name == name)

@@ -1,0 +1,1 @@
+"""The DICOM language: series, volumes, result objects. Knows nothing of multiple sclerosis."""

@@ -1,0 +1,1 @@
+"""The node's commands of the `flairnode` console script."""

@@ -1,0 +1,1 @@
+"""From a cohort to a model pack and its validation. No service."""
