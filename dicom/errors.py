@@ -116,7 +116,7 @@ class GantryTiltError(SeriesError):
 
 
 class UndecodableError(SeriesError):
-    """The pixel data are in a form that no installed decoder reads, or that we do not analyse yet."""
+    """The pixel data are in a form that no installed decoder reads."""
 
     reason = "undecodable-pixels"
 

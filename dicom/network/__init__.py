@@ -1,1 +1,1 @@
-"""The network edge: storage SCP and SCU, queries, an Orthanc adapter. The only sockets of `dicom`."""
+"""The network edge: storage SCP and SCU, queries, an Orthanc adapter. All sockets of `dicom`."""
