@@ -1,1 +1,51 @@
 """The node's commands of the `flairnode` console script."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from config.loader import load_settings
+from node import check, demo, jobs, models, process
+
+
+def register(subparsers: Any) -> None:  # noqa: ANN401  # argparse names no public type for it
+    """Add every command of the node."""
+    demo.register(subparsers)
+    _register_serve(subparsers)
+    process.register(subparsers)
+    check.register(subparsers)
+    jobs.register(subparsers)
+    models.register(subparsers)
+
+
+def _register_serve(subparsers: Any) -> None:  # noqa: ANN401
+    serve = subparsers.add_parser(
+        "serve",
+        help="run the node",
+        description="Listens for studies, analyses them and delivers the results, until ended.",
+    )
+    serve.add_argument("--config", type=Path, required=True, help="settings of the site (TOML)")
+    serve.set_defaults(run=_run_serve)
+    worker = subparsers.add_parser(
+        "worker",
+        help="run one more worker, on this or another host",
+        description="Takes analyses from the engine's queue. On another host the engine must be "
+        "PostgreSQL and data_dir shared.",
+    )
+    worker.add_argument("--config", type=Path, required=True, help="settings of the site (TOML)")
+    worker.add_argument("--index", type=int, default=0, help="number of the worker on this host")
+    worker.set_defaults(run=_run_worker)
+
+
+def _run_serve(arguments: argparse.Namespace) -> int:
+    from node.service import serve  # the other commands need no engine
+
+    return serve(load_settings(arguments.config), arguments.config)
+
+
+def _run_worker(arguments: argparse.Namespace) -> int:
+    from node.worker import run_worker  # torch, and the engine
+
+    return run_worker(load_settings(arguments.config), arguments.index)

@@ -1,0 +1,199 @@
+"""One series to the files of its result: what the worker and `flairnode process` both do.
+
+Only they import this module; the service process holds no pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from config.settings import PipelineSettings
+from dicom.errors import Outcome, StudyError
+from dicom.series import read_series
+from dicom.volume import Volume, read_nifti, read_volume, write_nifti
+from node.durable import write_durably
+from pipeline.brain import BrainMask, supplied_mask
+from pipeline.ensemble import Ensemble
+from pipeline.flow import Analysis, OnStage, Stopwatch, analyse
+from pipeline.model_pack import ModelPack, find_pack, load_pack
+from pipeline.results import ResultObject, build_results
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One file of a result."""
+
+    kind: str
+    sop_instance_uid: str
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class AnalysisOutcome:
+    """How an analysis ended, and what it left on disk."""
+
+    outcome: Outcome
+    reason: str
+    explanation: str
+    outputs: tuple[Output, ...]
+    report: Mapping[str, Any]
+    """What `flairnode process --json` prints; plain values only."""
+
+
+def load_segmenter(
+    settings: PipelineSettings, packs: Sequence[Path] = ()
+) -> tuple[Ensemble, ModelPack]:
+    """The configured pack, every file checked against its digest, its ensemble warm.
+
+    Raises:
+        ModelPackError: The pack is missing, changed or of a kind that cannot be run.
+    """
+    pack = load_pack(find_pack(settings.model, folders=packs))
+    ensemble = Ensemble.load(
+        pack, device=settings.device, mirroring=settings.mirroring, threads=settings.threads
+    )
+    return ensemble, pack
+
+
+def analyse_series(
+    paths: Sequence[Path],
+    ensemble: Ensemble,
+    pack: ModelPack,
+    output: Path,
+    *,
+    save_volumes: bool = False,
+    on_stage: OnStage | None = None,
+) -> AnalysisOutcome:
+    """Analyse the files of one series and write the result objects.
+
+    Refusals are outcomes, not exceptions; whatever still rises from here is our fault.
+
+    Args:
+        paths: Exactly the instances to analyse.
+        ensemble: Warm, from `load_segmenter`.
+        pack: The pack the ensemble was loaded from.
+        output: An existing folder that the files go to.
+        save_volumes: Also write brain, probability and lesions as NIfTI.
+        on_stage: Called with the name of each stage as it begins.
+    """
+    stage = Stopwatch(on_stage)
+    report: dict[str, Any] = {"series_instance_uid": None, "model": _model(pack)}
+    try:
+        with stage("read"):
+            series = read_series(paths)
+            report["series_instance_uid"] = series.series_instance_uid
+            volume = read_volume(series)
+        analysis = analyse(volume, ensemble, pack.manifest, stage=stage)
+        if refused := _refused_for_quality(analysis, report):
+            return refused
+        with stage("results"):
+            objects = build_results(series, analysis, pack, ensemble.settings())
+            outputs = tuple(_write(one, output) for one in objects)
+            if save_volumes:
+                _save_volumes(analysis, output)
+    except StudyError as error:
+        return _refused(error.outcome, error.reason, str(error), report, stage)
+    return _analysed(analysis, outputs, report, stage)
+
+
+def analyse_nifti(
+    path: Path,
+    brain_mask: Path | None,
+    ensemble: Ensemble,
+    pack: ModelPack,
+    output: Path,
+    *,
+    on_stage: OnStage | None = None,
+) -> AnalysisOutcome:
+    """Analyse one NIfTI volume: volumes and a report, no DICOM objects.
+
+    Args:
+        path: The FLAIR volume; with skull, unless `brain_mask` is given.
+        brain_mask: The mask of an image that is already stripped; recorded as supplied.
+        ensemble: Warm, from `load_segmenter`.
+        pack: The pack the ensemble was loaded from.
+        output: An existing folder that the volumes go to.
+        on_stage: Called with the name of each stage as it begins.
+    """
+    stage = Stopwatch(on_stage)
+    report: dict[str, Any] = {"series_instance_uid": None, "model": _model(pack)}
+    try:
+        with stage("read"):
+            volume = read_nifti(path)
+            brain = _supplied_brain(brain_mask, volume) if brain_mask is not None else None
+        analysis = analyse(volume, ensemble, pack.manifest, brain=brain, stage=stage)
+        if refused := _refused_for_quality(analysis, report):
+            return refused
+        with stage("results"):
+            _save_volumes(analysis, output)
+    except StudyError as error:
+        return _refused(error.outcome, error.reason, str(error), report, stage)
+    return _analysed(analysis, (), report, stage)
+
+
+def _supplied_brain(path: Path, volume: Volume) -> BrainMask:
+    mask = read_nifti(path)
+    return supplied_mask(mask.voxels > 0.5, mask.grid, volume.grid)
+
+
+def _write(result: ResultObject, output: Path) -> Output:
+    path = output / f"{result.kind}.dcm"
+    write_durably(path, result.content)
+    return Output(result.kind, result.sop_instance_uid, path)
+
+
+def _save_volumes(analysis: Analysis, output: Path) -> None:
+    grid = analysis.volume.grid
+    write_nifti(output / "brain.nii.gz", analysis.brain.mask.astype("uint8"), grid)
+    write_nifti(output / "probability.nii.gz", analysis.lesions.probability, grid)
+    write_nifti(output / "lesions.nii.gz", analysis.lesions.labels, grid)
+
+
+def _model(pack: ModelPack) -> dict[str, str]:
+    return {"name": pack.name, "version": pack.version, "digest": pack.digest}
+
+
+def _analysed(
+    analysis: Analysis, outputs: tuple[Output, ...], report: dict[str, Any], stage: Stopwatch
+) -> AnalysisOutcome:
+    report |= {
+        "outcome": Outcome.ANALYSED.value,
+        "reason": "",
+        "explanation": "",
+        "findings": analysis.findings.as_json(),
+        "quality": analysis.quality.as_json(),
+        "outputs": [
+            {"kind": o.kind, "sop_instance_uid": o.sop_instance_uid, "path": str(o.path)}
+            for o in outputs
+        ],
+        "timing_s": dict(stage.timing_s),
+    }
+    return AnalysisOutcome(Outcome.ANALYSED, "", "", outputs, report)
+
+
+def _refused_for_quality(analysis: Analysis, report: dict[str, Any]) -> AnalysisOutcome | None:
+    if analysis.quality.verdict != "fail":
+        return None
+    flag = next(flag for flag in analysis.quality.flags if flag.severity == "fail")
+    report["quality"] = analysis.quality.as_json()
+    stage = Stopwatch()
+    stage.timing_s |= analysis.timing_s
+    return _refused(Outcome.NOT_ANALYSED, flag.code, flag.message, report, stage)
+
+
+def _refused(
+    outcome: Outcome, reason: str, explanation: str, report: dict[str, Any], stage: Stopwatch
+) -> AnalysisOutcome:
+    report |= {
+        "outcome": outcome.value,
+        "reason": reason,
+        "explanation": explanation,
+        "findings": None,
+        "outputs": [],
+        "timing_s": dict(stage.timing_s),
+    }
+    report.setdefault("quality", None)
+    return AnalysisOutcome(outcome, reason, explanation, (), report)

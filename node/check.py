@@ -1,0 +1,179 @@
+"""`flairnode check`: would this site work? Everything that can be wrong before the first study."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from config.loader import load_settings
+from config.settings import Peer, Settings
+from dicom.errors import StudyError
+from dicom.network.scu import PeerError, echo
+from node.cli import EXIT_DONE, EXIT_FAILED
+from pipeline.model_pack import find_pack, load_pack
+
+MEBIBYTE = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at."""
+
+    name: str
+    ok: bool
+    text: str
+
+
+def register(subparsers: Any) -> None:  # noqa: ANN401  # argparse names no public type for it
+    """Add the command."""
+    parser = subparsers.add_parser(
+        "check",
+        help="configuration, directories, disk, model, device, peers, self-test",
+        description="Looks at everything a site needs. Exit 0 when all is well, else 1.",
+    )
+    parser.add_argument("--config", type=Path, required=True, help="settings of the site (TOML)")
+    parser.add_argument("--no-self-test", action="store_true", help="leave out the analysis")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Look at everything, even when an early look fails."""
+    settings = load_settings(arguments.config)
+    findings = [
+        Finding("configuration", True, f"{arguments.config} is valid"),
+        check_packages(),
+        check_directory(settings.node.data_dir),
+        check_disk(settings),
+        check_destinations(settings),
+        check_model(settings),
+        *(check_peer(peer, settings) for peer in settings.peers),
+    ]
+    if not arguments.no_self_test:
+        findings.append(check_self_test(settings))
+    good = all(finding.ok for finding in findings)
+    if arguments.json:
+        print(json.dumps({"ok": good, "checks": [asdict(finding) for finding in findings]}))
+    else:
+        for finding in findings:
+            print(f"{'ok  ' if finding.ok else 'FAIL'}  {finding.name}: {finding.text}")
+    return EXIT_DONE if good else EXIT_FAILED
+
+
+def check_packages() -> Finding:
+    """Are `config`, `dicom` and the others ours, or does another distribution shadow them?"""
+    import config  # the very question is where these come from
+    import dicom
+    import node
+    import pipeline
+    import training
+
+    here = Path(__file__).resolve().parent.parent
+    strangers = [
+        f"{package.__name__} from {package.__file__}"
+        for package in (config, dicom, node, pipeline, training)
+        if Path(str(package.__file__)).resolve().parent.parent != here
+    ]
+    if strangers:
+        return Finding("packages", False, "another distribution shadows " + ", ".join(strangers))
+    return Finding("packages", True, "config, dicom, node, pipeline and training are flairnode's")
+
+
+def check_directory(data_dir: Path) -> Finding:
+    """Can we create it, write to it durably, and lock in it?"""
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with tempfile.NamedTemporaryFile(dir=data_dir) as file:
+            file.write(b"flairnode")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        return Finding("data_dir", False, f"{data_dir}: {error.strerror}")
+    return Finding("data_dir", True, f"{data_dir} can be written")
+
+
+def check_disk(settings: Settings) -> Finding:
+    """Is there more room than the reserve?"""
+    folder = settings.node.data_dir
+    while not folder.exists():
+        folder = folder.parent
+    free_mb = shutil.disk_usage(folder).free // MEBIBYTE
+    reserve_mb = settings.node.reserve_mb
+    return Finding("disk", free_mb > reserve_mb, f"{free_mb} MB free, reserve {reserve_mb} MB")
+
+
+def check_destinations(settings: Settings) -> Finding:
+    """Would results of this pack go anywhere at all?"""
+    if not settings.destinations:
+        return Finding("destinations", False, "none configured: no result would be delivered")
+    try:
+        status = load_pack(_pack_path(settings)).manifest.status
+    except StudyError:
+        status = "unknown"
+    names = [d.peer for d in settings.destinations if d.research or status != "research"]
+    if not names:
+        return Finding(
+            "destinations",
+            False,
+            f"pack {settings.pipeline.model} is research only, and no destination says "
+            "research = true: every result would be held",
+        )
+    return Finding("destinations", True, ", ".join(names))
+
+
+def check_model(settings: Settings) -> Finding:
+    """Does every file of the pack have its digest?"""
+    try:
+        pack = load_pack(_pack_path(settings))
+    except StudyError as error:
+        return Finding("model", False, str(error))
+    text = f"{pack.name} {pack.version} ({pack.manifest.status}), {pack.digest[:12]}"
+    return Finding("model", True, text)
+
+
+def check_peer(peer: Peer, settings: Settings) -> Finding:
+    """Does it answer a C-ECHO?"""
+    name = f"peer {peer.name}"
+    try:
+        echo(peer, settings.node.ae_title, timeout_s=settings.delivery.timeout_s)
+    except PeerError as error:
+        return Finding(name, False, f"{peer.ae_title} at {peer.host}:{peer.port}: {error}")
+    return Finding(name, True, f"{peer.ae_title} at {peer.host}:{peer.port} answers C-ECHO")
+
+
+def check_self_test(settings: Settings) -> Finding:
+    """One synthetic head with known lesions through the whole pipeline."""
+    return _timed("self-test", lambda: _self_test(settings))
+
+
+def _self_test(settings: Settings) -> str:
+    from node.analysis import load_segmenter  # torch
+    from node.selftest import run_self_test
+
+    ensemble, pack = load_segmenter(settings.pipeline, (settings.node.data_dir / "packs",))
+    result = run_self_test(ensemble, pack)
+    return (
+        f"on {ensemble.device}: {result.lesion_count} lesions found, {result.volume_ml:.1f} ml "
+        f"of {result.truth_ml:.1f} ml placed, Dice {result.dice:.2f}"
+    )
+
+
+def _timed(name: str, look: Callable[[], str]) -> Finding:
+    started = time.perf_counter()
+    try:
+        text = look()
+    except StudyError as error:
+        return Finding(name, False, f"{error.reason}: {error}")
+    return Finding(name, True, f"{text}, {time.perf_counter() - started:.0f} s")
+
+
+def _pack_path(settings: Settings) -> Path:
+    return find_pack(settings.pipeline.model, folders=(settings.node.data_dir / "packs",))

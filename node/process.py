@@ -1,0 +1,199 @@
+"""`flairnode process` and `flairnode select`: one folder or file, no network."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from config.loader import load_settings
+from config.settings import Settings
+from dicom.errors import Outcome, StudyError
+from dicom.series import Study, read_study
+from node.cli import EXIT_DONE, EXIT_REFUSED, exit_status
+from node.durable import write_durably
+from pipeline.selection import Selection, choose
+
+if TYPE_CHECKING:
+    from node.analysis import AnalysisOutcome
+
+NIFTI_SUFFIXES = (".nii", ".nii.gz")
+NO_FLAIR = "no-flair"
+
+
+def register(subparsers: Any) -> None:  # noqa: ANN401  # argparse names no public type for it
+    """Add the two commands."""
+    process = subparsers.add_parser(
+        "process",
+        help="analyse one study or series folder, without a network",
+        description="Finds the FLAIR of a study, series or NIfTI file, segments its lesions and "
+        "writes the results. Exit 0 analysed, 3 skipped or not analysed, 1 our fault.",
+    )
+    process.add_argument("input", type=Path, help="folder of DICOM files, or one NIfTI file")
+    process.add_argument("--output", type=Path, required=True, help="folder for the results")
+    process.add_argument("--model", help="model pack: a name or a folder (default: the settings')")
+    process.add_argument(
+        "--brain-mask", type=Path, help="mask of a NIfTI input that is already stripped"
+    )
+    process.add_argument(
+        "--save-volumes", action="store_true", help="also write brain, probability and lesions"
+    )
+    process.add_argument("--config", type=Path, help="settings of a site (TOML)")
+    process.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    process.set_defaults(run=run_process)
+
+    select = subparsers.add_parser(
+        "select",
+        help="which series would be analysed, and why",
+        description="Reads headers only. Exit 0 when a series was selected, else 3.",
+    )
+    select.add_argument("input", type=Path, help="folder of DICOM files")
+    select.add_argument("--config", type=Path, help="settings of a site (TOML)")
+    select.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    select.set_defaults(run=run_select)
+
+
+def run_process(arguments: argparse.Namespace) -> int:
+    """Analyse, write `result.json` beside the results, print it or its gist."""
+    settings = load_settings(arguments.config)
+    if arguments.model is not None:
+        pipeline = settings.pipeline.model_copy(update={"model": arguments.model})
+        settings = settings.model_copy(update={"pipeline": pipeline})
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    started = time.perf_counter()
+    with _progress() as on_stage:
+        report = _process(arguments, settings, on_stage)
+    report["timing_s"]["total"] = round(time.perf_counter() - started, 3)
+    write_durably(arguments.output / "result.json", json.dumps(report, indent=1).encode())
+    if arguments.json:
+        print(json.dumps(report))
+    else:
+        print(_in_words(report, arguments.output))
+    return exit_status(Outcome(report["outcome"]))
+
+
+def run_select(arguments: argparse.Namespace) -> int:
+    """Print which series is selected, and the reason for every series."""
+    study = read_study(arguments.input)
+    selection = choose(study, load_settings(arguments.config).selection)
+    if arguments.json:
+        print(json.dumps(selection.as_json()))
+    else:
+        for decision in selection.decisions:
+            chosen = decision.series_instance_uid == selection.selected
+            print(
+                f"{'*' if chosen else ' '} {decision.score:6.2f}  {decision.reason or 'selected'}"
+            )
+            print(f"          {decision.series_instance_uid}: {decision.explanation}")
+    return EXIT_DONE if selection.selected is not None else EXIT_REFUSED
+
+
+def _process(
+    arguments: argparse.Namespace, settings: Settings, on_stage: Callable[[str], None]
+) -> dict[str, Any]:
+    """The report of one input, whatever becomes of it."""
+    is_nifti = arguments.input.name.lower().endswith(NIFTI_SUFFIXES)
+    try:
+        if not is_nifti:
+            on_stage("select")
+            study = read_study(arguments.input)
+            selection = choose(study, settings.selection)
+            if selection.selected is None:
+                return _nothing_selected(study, selection)
+        elif not arguments.input.is_file():
+            return _report(Outcome.SKIPPED, "unreadable", f"{arguments.input} is no file")
+        # torch and the network are imported only once there is something for them to do.
+        on_stage("load model")
+        from node.analysis import analyse_nifti, analyse_series, load_segmenter
+
+        loading = time.perf_counter()
+        ensemble, pack = load_segmenter(settings.pipeline, (settings.node.data_dir / "packs",))
+        loaded_s = round(time.perf_counter() - loading, 3)
+        done: AnalysisOutcome
+        if is_nifti:
+            done = analyse_nifti(
+                arguments.input,
+                arguments.brain_mask,
+                ensemble,
+                pack,
+                arguments.output,
+                on_stage=on_stage,
+            )
+        else:
+            chosen = next(s for s in study.series if s.series_instance_uid == selection.selected)
+            done = analyse_series(
+                [instance.path for instance in chosen.instances],
+                ensemble,
+                pack,
+                arguments.output,
+                save_volumes=arguments.save_volumes,
+                on_stage=on_stage,
+            )
+    except StudyError as error:
+        return _report(error.outcome, error.reason, str(error))
+    report = dict(done.report)
+    report["timing_s"] = {"load_model": loaded_s, **report["timing_s"]}
+    return report
+
+
+def _nothing_selected(study: Study, selection: Selection) -> dict[str, Any]:
+    """A FLAIR that was refused says more than a T1 that was skipped."""
+    refused = [d for d in selection.decisions if d.outcome is Outcome.NOT_ANALYSED]
+    if refused:
+        best = max(refused, key=lambda decision: decision.score)
+        report = _report(Outcome.NOT_ANALYSED, best.reason, best.explanation)
+        report["series_instance_uid"] = best.series_instance_uid
+        return report
+    if len(selection.decisions) == 1:
+        only = selection.decisions[0]
+        return _report(only.outcome, only.reason, only.explanation)
+    count = len(study.series)
+    return _report(Outcome.SKIPPED, NO_FLAIR, f"none of the {count} series is a FLAIR of the head")
+
+
+def _report(outcome: Outcome, reason: str, explanation: str) -> dict[str, Any]:
+    return {
+        "outcome": outcome.value,
+        "reason": reason,
+        "explanation": explanation,
+        "series_instance_uid": None,
+        "model": None,
+        "findings": None,
+        "quality": None,
+        "outputs": [],
+        "timing_s": {},
+    }
+
+
+def _in_words(report: dict[str, Any], output: Path) -> str:
+    if report["outcome"] != Outcome.ANALYSED:
+        return f"{report['outcome']}: {report['reason']}: {report['explanation']}"
+    findings, quality = report["findings"], report["quality"]
+    lines = [
+        f"{findings['lesion_count']} lesions, {findings['total_volume_ml']:.2f} ml "
+        f"({report['model']['name']} {report['model']['version']})",
+        f"quality: {quality['verdict']}",
+        *(f"  {flag['code']}: {flag['message']}" for flag in quality["flags"]),
+        *(f"{one['kind']}: {one['path']}" for one in report["outputs"]),
+        f"{report['timing_s']['total']:.1f} s; everything: {output / 'result.json'}",
+        "RESEARCH USE ONLY - not for diagnosis or follow-up.",
+    ]
+    return "\n".join(lines)
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str], None]]:
+    """A line that names the running stage, on a terminal; nothing anywhere else."""
+    if not sys.stderr.isatty():
+        yield lambda _stage: None
+        return
+    from rich.console import Console  # only a terminal needs it
+
+    console = Console(stderr=True)
+    with console.status("starting") as status:
+        yield lambda stage: status.update(f"{stage} ...")

@@ -1,0 +1,118 @@
+"""From one FLAIR volume to its findings: the whole analysis in one screen.
+
+No step reads settings or holds state: values in, values out. The network is handed in as a
+`Segmenter`, so this module runs without torch.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from dicom.volume import Volume
+from pipeline.brain import BrainMask, strip_skull
+from pipeline.findings import Findings, measure
+from pipeline.lesions import LesionMap, find_lesions
+from pipeline.model_pack import Manifest
+from pipeline.preprocess import prepare, restore
+from pipeline.quality import Quality, gate, judge
+
+OnStage = Callable[[str], None]
+
+
+class CanvasSegmentation(Protocol):
+    """What a network says of a stack of canvas images, each (slices, rows, columns)."""
+
+    @property
+    def probability(self) -> npt.NDArray[np.float32]:
+        """Of a lesion, from the mean of the members' logits."""
+
+    @property
+    def disagreement(self) -> npt.NDArray[np.float32]:
+        """Standard deviation of the members' probabilities."""
+
+
+class Segmenter(Protocol):
+    """An ensemble that is loaded and warm (`pipeline.ensemble.Ensemble`)."""
+
+    def segment(self, images: npt.NDArray[np.float32]) -> CanvasSegmentation:
+        """Segment (slices, rows, columns) canvas images."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Analysis:
+    """Everything one analysis found out. Nothing of it is a result until quality lets it pass."""
+
+    volume: Volume
+    brain: BrainMask
+    lesions: LesionMap
+    findings: Findings
+    quality: Quality
+    timing_s: Mapping[str, float]
+
+
+class Stopwatch:
+    """Seconds per stage, and a word to whoever watches when a stage begins."""
+
+    def __init__(self, on_stage: OnStage | None = None) -> None:
+        self.timing_s: dict[str, float] = {}
+        self._on_stage = on_stage
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        """Time one stage."""
+        if self._on_stage is not None:
+            self._on_stage(stage)
+        start = time.perf_counter()
+        yield
+        self.timing_s[stage] = round(time.perf_counter() - start, 3)
+
+
+def analyse(
+    volume: Volume,
+    segmenter: Segmenter,
+    manifest: Manifest,
+    *,
+    brain: BrainMask | None = None,
+    stage: Stopwatch | None = None,
+) -> Analysis:
+    """Find and measure the lesions of one FLAIR volume.
+
+    Args:
+        volume: As acquired, with skull; or already stripped, with `brain` given.
+        segmenter: The ensemble of the pack.
+        manifest: Of the same pack: how images are fed, what counts as a lesion.
+        brain: A mask supplied from outside; recorded as such, and *review*. None: extract one.
+        stage: Where to keep the time of each stage.
+
+    Raises:
+        StudyError: The input is refused, with its reason. A volume whose quality is *fail* is not
+            an error here: the verdict is in the analysis, and no mask may be made of it.
+    """
+    stage = stage or Stopwatch()
+    with stage("gate"):
+        gate(volume)
+    with stage("brain"):
+        brain = brain or strip_skull(volume)
+    with stage("preprocess"):
+        prepared = prepare(volume, brain, manifest.canvas_spec())
+    with stage("segment"):
+        segmentation = segmenter.segment(prepared.images)
+    with stage("restore"):
+        probability, disagreement = restore(
+            np.stack([segmentation.probability, segmentation.disagreement]), prepared.placement
+        )
+    with stage("lesions"):
+        lesions = find_lesions(
+            probability, disagreement, volume, brain, manifest, prepared.core_median
+        )
+        findings = measure(lesions)
+    with stage("quality"):
+        quality = judge(volume, brain, lesions, findings, manifest)
+    return Analysis(volume, brain, lesions, findings, quality, stage.timing_s)
