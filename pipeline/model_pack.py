@@ -38,6 +38,7 @@ from pydantic import (
 from safetensors.numpy import save
 
 from dicom.errors import Outcome, StudyError
+from pipeline.preprocess import CanvasSpec
 
 MANIFEST = "manifest.json"
 PLANS = "plans.json"
@@ -189,6 +190,19 @@ class Description(_Part):
             if len(set(field)) != len(field):
                 raise ValueError(f"{field} names one entry twice")
         return self
+
+    def canvas_spec(self) -> CanvasSpec:
+        """What `preprocess.prepare` is to make for this pack.
+
+        Raises:
+            ModelPackUnsupportedError: The pack brings nnU-Net's own preprocessing.
+        """
+        if self.canvas is None:
+            raise ModelPackUnsupportedError(
+                f"pack {self.name} has preprocessing {self.preprocessing!r}; this version of"
+                " flairnode runs 'canvas' only"
+            )
+        return CanvasSpec(**dict(self.canvas))
 
 
 class Manifest(Description):

@@ -1,0 +1,137 @@
+"""From a probability per voxel to numbered lesions on the source grid."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+from dicom.volume import Grid, Volume
+from pipeline.brain import BrainMask
+from pipeline.model_pack import Manifest
+from pipeline.morphology import dilate_in_plane_mm
+
+Array = npt.NDArray[np.float32]
+Labels = npt.NDArray[np.int32]
+
+CONNECTIVITY_26 = np.ones((3, 3, 3), bool)
+"""Voxels that share a face, an edge or a corner belong to one lesion."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LesionMap:
+    """Lesions of one volume, on its grid."""
+
+    probability: Array
+    disagreement: Array
+    labels: Labels
+    """0 background, 1..n lesions by descending volume; of equal ones the first voxel decides."""
+    grid: Grid
+    dropped_small: int
+    """Components below the minimum volume."""
+    dropped_leaks: int
+    """Components that the leak rule took for leftovers of the skull strip."""
+
+
+def find_lesions(
+    probability: Array,
+    disagreement: Array,
+    volume: Volume,
+    brain: BrainMask,
+    manifest: Manifest,
+    core_median: float,
+) -> LesionMap:
+    """Group probable voxels into lesions and number them.
+
+    A lesion is a 3-D component (26-connectivity) of voxels whose probability is greater than the
+    pack's threshold and which lie where the network saw the image: in the brain mask or within the
+    canvas's `dilation_mm` of it, in plane. Components smaller than the minimum volume are dropped,
+    then those that the leak rule takes for leftovers of the skull strip.
+
+    Args:
+        probability: On the grid of the volume (`preprocess.restore`).
+        disagreement: Of the members, on the same grid.
+        volume: The source, for the intensities that the leak rule looks at.
+        brain: Mask on the grid of the volume.
+        manifest: Of the pack: threshold, minimum volume, dilation, leak rule.
+        core_median: Median intensity of the deep brain (`Prepared.core_median`).
+
+    Returns:
+        The same labels for the same input, whatever the order in which components were met.
+    """
+    grid = volume.grid
+    dilation_mm = manifest.canvas_spec().dilation_mm
+    candidates = probability > manifest.threshold
+    candidates &= dilate_in_plane_mm(brain.mask, grid.spacing_mm, dilation_mm)
+    components = np.empty(candidates.shape, np.int32)
+    ndimage.label(candidates, structure=CONNECTIVITY_26, output=components)
+    numbers, first, voxels = _components(components)
+
+    voxel_mm3 = grid.voxel_volume_ml * 1000.0
+    # A component of exactly the minimum stays, whatever the last bit of the determinant says.
+    large = voxels * voxel_mm3 >= manifest.minimum_lesion_mm3 * (1.0 - 1e-9)
+    leaks = np.zeros(len(numbers), bool)
+    if manifest.leak_rule is not None:
+        boxes = ndimage.find_objects(components)
+        limit = manifest.leak_rule.core_median_factor * core_median
+        for index in np.flatnonzero(large):
+            number = int(numbers[index])
+            box = boxes[number - 1]
+            mean = volume.voxels[box][components[box] == number].mean(dtype=np.float64)
+            leaks[index] = mean > limit and _is_near_edge(
+                components, number, box, brain, manifest.leak_rule.edge_mm
+            )
+
+    kept = np.flatnonzero(large & ~leaks)
+    order = kept[np.lexsort((first[kept], -voxels[kept]))]
+    renumbered = np.zeros(int(numbers.max(initial=0)) + 1, np.int32)
+    renumbered[numbers[order]] = np.arange(1, len(order) + 1)
+    return LesionMap(
+        probability=probability,
+        disagreement=disagreement,
+        labels=renumbered[components],
+        grid=grid,
+        dropped_small=int(np.count_nonzero(~large)),
+        dropped_leaks=int(np.count_nonzero(leaks)),
+    )
+
+
+def _components(
+    components: Labels,
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """Numbers of the components, the flat index of the first voxel of each, and voxel counts."""
+    inside = np.flatnonzero(components)
+    numbers, first, counts = np.unique(
+        components.ravel()[inside], return_index=True, return_counts=True
+    )
+    return numbers, inside[first], counts
+
+
+def _is_near_edge(
+    components: Labels, number: int, box: tuple[slice, ...], brain: BrainMask, edge_mm: float
+) -> bool:
+    """Does a component come within a distance of a voxel that is not brain?
+
+    Beyond the last slice nothing is known: the end of the volume is not an edge of the brain.
+    """
+    spacing_mm = brain.grid.spacing_mm
+    # Only distances up to edge_mm matter, so a box that is larger by so much is enough.
+    around = _grown(box, brain.mask.shape, spacing_mm, edge_mm)
+    inside = brain.mask[around]
+    if inside.all():
+        return False
+    to_edge_mm = ndimage.distance_transform_edt(inside, sampling=spacing_mm)
+    return bool(to_edge_mm[components[around] == number].min() <= edge_mm)
+
+
+def _grown(
+    box: tuple[slice, ...], shape: tuple[int, ...], spacing_mm: tuple[float, ...], by_mm: float
+) -> tuple[slice, ...]:
+    """A box, larger by a distance on every side, within the array."""
+    margins = [int(np.ceil(by_mm / spacing)) + 1 for spacing in spacing_mm]
+    return tuple(
+        slice(max(0, part.start - margin), min(size, part.stop + margin))
+        for part, margin, size in zip(box, margins, shape, strict=True)
+    )
