@@ -1,0 +1,1083 @@
+"""What was received, what became of it, and what is still owed: the node's own tables.
+
+The ledger is authoritative. The engine's database only drives work; both can be made again from the
+spool and from `outcome.json` beside each result (`node.rebuild`). Nothing here names a patient.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Self
+
+from dicom.errors import Outcome
+
+SCHEMA_VERSION = 1
+REVISION_LENGTH = 20  # hex digits: 80 bits tell every set of instances of a site apart
+BUSY_TIMEOUT_MS = 30_000  # a worker or a command line may hold the write lock for a moment
+
+
+class SeriesState(StrEnum):
+    """Where a series or a job stands: on its way, or at one of its ends."""
+
+    RECEIVING = "receiving"
+    QUEUED = "queued"
+    RUNNING = "running"
+    DELIVERING = "delivering"
+    DELIVERED = Outcome.DELIVERED.value
+    SKIPPED = Outcome.SKIPPED.value
+    NOT_ANALYSED = Outcome.NOT_ANALYSED.value
+    HELD = Outcome.HELD.value
+    FAILED = Outcome.FAILED.value
+
+
+ENDS = frozenset(
+    {
+        SeriesState.DELIVERED,
+        SeriesState.SKIPPED,
+        SeriesState.NOT_ANALYSED,
+        SeriesState.HELD,
+        SeriesState.FAILED,
+    }
+)
+UNFINISHED = (SeriesState.QUEUED, SeriesState.RUNNING, SeriesState.DELIVERING)
+# A series with a job in one of these has, or will have, a result that a reader sees.
+_HAS_RESULT = frozenset({*UNFINISHED, SeriesState.DELIVERED, SeriesState.HELD})
+
+CANCELLED = "cancelled-by-operator"
+CONFLICTING = "conflicting-instance"
+LATER_FLAIR = "later-flair"
+OTHER_FLAIR = "other-flair-chosen"
+SUPERSEDED = "superseded"
+
+
+class Recorded(StrEnum):
+    """What an arriving instance turned out to be."""
+
+    NEW = "new"
+    DUPLICATE = "duplicate"
+    CONFLICT = "conflict"
+
+
+class Counts(StrEnum):
+    """Whether a peer confirmed that it holds exactly the instances we hold."""
+
+    CONFIRMED = "confirmed"
+    UNCONFIRMED = "unconfirmed"
+
+
+class UnknownJobError(LookupError):
+    """No job of that id."""
+
+
+class RetryRefusedError(ValueError):
+    """The job or series is in a state that a retry cannot change. The message says which."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReceivedInstance:
+    """One instance that lies on disk: written, synchronised, under its final name."""
+
+    study_instance_uid: str
+    series_instance_uid: str
+    sop_instance_uid: str
+    sop_class_uid: str
+    digest: str
+    """SHA-256 of the dataset as it was sent, without file meta information."""
+    path: Path
+    """Relative to `data_dir/spool`."""
+    calling_ae_title: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceRow:
+    """An instance as recorded."""
+
+    sop_instance_uid: str
+    series_instance_uid: str
+    study_instance_uid: str
+    sop_class_uid: str
+    digest: str
+    path: Path
+    """Relative to `data_dir/spool`."""
+    received_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class StudyRow:
+    """A study that still has a series in `RECEIVING`."""
+
+    study_instance_uid: str
+    receiving_series: int
+    instances: int
+
+
+@dataclass(frozen=True, slots=True)
+class SeriesRow:
+    """A series, with the end it came to and why."""
+
+    series_instance_uid: str
+    study_instance_uid: str
+    state: SeriesState
+    reason: str
+    explanation: str
+    score: float | None
+    """Of the selection; None before it, or when the series was not scored."""
+    counts: Counts
+    instances: int
+    revision: str
+    """Of the latest job; "" without one."""
+    job_id: str
+    """The latest job; "" without one."""
+    forced: bool
+    """An operator asked for this series although another one of the study has a result."""
+    calling_ae_title: str
+    first_received_at: datetime
+    last_received_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class SeriesDecision:
+    """What the selection says of one series."""
+
+    series_instance_uid: str
+    chosen: bool
+    outcome: Outcome
+    """The end of the series unless it is chosen."""
+    reason: str
+    explanation: str = ""
+    score: float | None = None
+    counts: Counts = Counts.UNCONFIRMED
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One revision of one series, to be analysed with one pack and one set of settings."""
+
+    job_id: str
+    workflow_id: str
+    """Of the engine: the job id, with a suffix after an operator's retry or a rebuilt ledger."""
+    study_instance_uid: str
+    series_instance_uid: str
+    revision: str
+    pack_digest: str
+    settings_digest: str
+    predecessor: str | None
+    """The job of an earlier revision of the same series."""
+    counts: Counts
+    state: SeriesState
+    reason: str
+    explanation: str
+    created_at: datetime
+    updated_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One object of a result at one destination."""
+
+    job_id: str
+    destination: str
+    sop_instance_uid: str
+    state: str
+    updated_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """One line of the history of a series."""
+
+    at: datetime
+    series_instance_uid: str
+    job_id: str
+    state: SeriesState
+    reason: str
+    explanation: str
+
+
+@dataclass(frozen=True, slots=True)
+class Oracle:
+    """Received = the sum over all states, by SOP Instance UID; anything else is a loss."""
+
+    received: int
+    by_state: Mapping[SeriesState, int]
+    conflicts: int
+    missing_files: tuple[str, ...]
+    """SOP Instance UIDs with a row, but without their file in the spool."""
+
+    @property
+    def balanced(self) -> bool:
+        """Every instance stands in exactly one state, and its file is there."""
+        return self.received == sum(self.by_state.values()) and not self.missing_files
+
+
+def series_revision(series_instance_uid: str, digests: Mapping[str, str]) -> str:
+    """Identity of an exact set of instances: SOP Instance UIDs and what they hold."""
+    text = "\n".join([series_instance_uid, *(f"{uid} {digests[uid]}" for uid in sorted(digests))])
+    return hashlib.sha256(text.encode("ascii")).hexdigest()[:REVISION_LENGTH]
+
+
+def job_identity(revision: str, pack_digest: str, settings_digest: str) -> str:
+    """The id under which a second enqueue of the same work is a no-op."""
+    return f"{revision}-{pack_digest[:12]}-{settings_digest[:8]}"
+
+
+_SCHEMA = f"""
+CREATE TABLE series (
+    series_instance_uid TEXT PRIMARY KEY,
+    study_instance_uid TEXT NOT NULL,
+    state TEXT NOT NULL,
+    reason TEXT NOT NULL DEFAULT '',
+    explanation TEXT NOT NULL DEFAULT '',
+    score REAL,
+    counts TEXT NOT NULL DEFAULT 'unconfirmed',
+    job_id TEXT NOT NULL DEFAULT '',
+    forced INTEGER NOT NULL DEFAULT 0,
+    calling_ae_title TEXT NOT NULL DEFAULT '',
+    first_received_at TEXT NOT NULL,
+    last_received_at TEXT NOT NULL
+) STRICT;
+CREATE INDEX series_by_study ON series (study_instance_uid);
+CREATE INDEX series_by_state ON series (state);
+CREATE TABLE instances (
+    sop_instance_uid TEXT PRIMARY KEY,
+    series_instance_uid TEXT NOT NULL REFERENCES series,
+    study_instance_uid TEXT NOT NULL,
+    sop_class_uid TEXT NOT NULL,
+    digest TEXT NOT NULL,
+    path TEXT NOT NULL,
+    received_at TEXT NOT NULL
+) STRICT;
+CREATE INDEX instances_by_series ON instances (series_instance_uid);
+CREATE TABLE conflicts (
+    sop_instance_uid TEXT NOT NULL,
+    digest TEXT NOT NULL,
+    series_instance_uid TEXT NOT NULL,
+    path TEXT NOT NULL,
+    received_at TEXT NOT NULL,
+    PRIMARY KEY (sop_instance_uid, digest)
+) STRICT;
+CREATE TABLE jobs (
+    job_id TEXT PRIMARY KEY,
+    workflow_id TEXT NOT NULL UNIQUE,
+    study_instance_uid TEXT NOT NULL,
+    series_instance_uid TEXT NOT NULL REFERENCES series,
+    revision TEXT NOT NULL,
+    pack_digest TEXT NOT NULL,
+    settings_digest TEXT NOT NULL,
+    predecessor TEXT,
+    counts TEXT NOT NULL,
+    state TEXT NOT NULL,
+    reason TEXT NOT NULL DEFAULT '',
+    explanation TEXT NOT NULL DEFAULT '',
+    retries INTEGER NOT NULL DEFAULT 0,
+    created_at TEXT NOT NULL,
+    updated_at TEXT NOT NULL
+) STRICT;
+CREATE INDEX jobs_by_state ON jobs (state);
+CREATE INDEX jobs_by_series ON jobs (series_instance_uid);
+CREATE TABLE job_instances (
+    job_id TEXT NOT NULL REFERENCES jobs,
+    sop_instance_uid TEXT NOT NULL REFERENCES instances,
+    PRIMARY KEY (job_id, sop_instance_uid)
+) STRICT;
+CREATE TABLE outcomes (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    at TEXT NOT NULL,
+    series_instance_uid TEXT NOT NULL,
+    job_id TEXT NOT NULL DEFAULT '',
+    state TEXT NOT NULL,
+    reason TEXT NOT NULL DEFAULT '',
+    explanation TEXT NOT NULL DEFAULT ''
+) STRICT;
+CREATE INDEX outcomes_by_series ON outcomes (series_instance_uid);
+CREATE TABLE deliveries (
+    job_id TEXT NOT NULL REFERENCES jobs,
+    destination TEXT NOT NULL,
+    sop_instance_uid TEXT NOT NULL,
+    state TEXT NOT NULL,
+    updated_at TEXT NOT NULL,
+    PRIMARY KEY (job_id, destination, sop_instance_uid)
+) STRICT;
+PRAGMA user_version = {SCHEMA_VERSION};
+"""
+
+
+class Ledger:
+    """`data_dir/intake.sqlite`: safe from several threads, and from several processes.
+
+    One connection behind one lock: SQLite has a single writer anyway, and associations come and go
+    with their threads. Every write is one IMMEDIATE transaction, durable when the call returns
+    (write-ahead log, `synchronous=FULL`).
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open or create the tables.
+
+        Raises:
+            sqlite3.DatabaseError: The file is damaged, or of a later version of flairnode.
+        """
+        self.path = path
+        self.spool = path.parent / "spool"
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.touch(mode=0o600)
+        self._lock = threading.RLock()
+        self._connection = sqlite3.connect(
+            path, timeout=BUSY_TIMEOUT_MS / 1000, isolation_level=None, check_same_thread=False
+        )
+        self._connection.row_factory = sqlite3.Row
+        try:
+            self._prepare()
+        except BaseException:
+            self._connection.close()
+            raise
+
+    def _prepare(self) -> None:
+        for pragma in (
+            f"busy_timeout={BUSY_TIMEOUT_MS}",
+            "journal_mode=WAL",
+            "synchronous=FULL",
+            "foreign_keys=ON",
+        ):
+            self._connection.execute(f"PRAGMA {pragma}")
+        with self._transaction() as db:
+            (version,) = db.execute("PRAGMA user_version").fetchone()
+            if version == 0:
+                for statement in _SCHEMA.split(";"):
+                    db.execute(statement)
+            elif version != SCHEMA_VERSION:
+                raise sqlite3.DatabaseError(
+                    f"{self.path.name} has schema {version}; this flairnode knows {SCHEMA_VERSION}"
+                )
+
+    def close(self) -> None:
+        """Close the connection; the ledger is of no use afterwards."""
+        with self._lock:
+            self._connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._connection
+            except BaseException:
+                self._connection.execute("ROLLBACK")
+                raise
+            self._connection.execute("COMMIT")
+
+    def _rows(self, query: str, parameters: Sequence[object] = ()) -> list[sqlite3.Row]:
+        with self._lock:
+            return self._connection.execute(query, parameters).fetchall()
+
+    # --- receiving ---------------------------------------------------------------------------
+
+    def record(self, instance: ReceivedInstance) -> Recorded:
+        """Enter an instance that is already durable on disk.
+
+        A new instance of a closed series opens that series again: it becomes a new revision once
+        the study is quiet. Only a conflict stays closed, since more slices do not solve it.
+        """
+        with self._transaction() as db:
+            known = db.execute(
+                "SELECT digest FROM instances WHERE sop_instance_uid = ?",
+                (instance.sop_instance_uid,),
+            ).fetchone()
+            if known is not None:
+                same = known["digest"] == instance.digest
+                return Recorded.DUPLICATE if same else Recorded.CONFLICT
+            now = _now()
+            self._open_series(db, instance, now)
+            db.execute(
+                "INSERT INTO instances VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (
+                    instance.sop_instance_uid,
+                    instance.series_instance_uid,
+                    instance.study_instance_uid,
+                    instance.sop_class_uid,
+                    instance.digest,
+                    instance.path.as_posix(),
+                    now,
+                ),
+            )
+            return Recorded.NEW
+
+    def _open_series(self, db: sqlite3.Connection, instance: ReceivedInstance, now: str) -> None:
+        uid = instance.series_instance_uid
+        row = db.execute(
+            "SELECT state, reason FROM series WHERE series_instance_uid = ?", (uid,)
+        ).fetchone()
+        if row is None:
+            db.execute(
+                "INSERT INTO series (series_instance_uid, study_instance_uid, state,"
+                " calling_ae_title, first_received_at, last_received_at)"
+                " VALUES (?, ?, ?, ?, ?, ?)",
+                (
+                    uid,
+                    instance.study_instance_uid,
+                    SeriesState.RECEIVING,
+                    instance.calling_ae_title,
+                    now,
+                    now,
+                ),
+            )
+            _remember(db, now, uid, "", SeriesState.RECEIVING, "", "")
+            return
+        db.execute(
+            "UPDATE series SET last_received_at = ? WHERE series_instance_uid = ?", (now, uid)
+        )
+        if row["state"] != SeriesState.RECEIVING and row["reason"] != CONFLICTING:
+            _move_series(db, now, uid, SeriesState.RECEIVING, "late-instance", "")
+
+    def record_conflict(self, instance: ReceivedInstance) -> None:
+        """Hold the series whose SOP Instance UID came twice with different content.
+
+        Args:
+            instance: The later one; its path is where it was kept aside.
+        """
+        with self._transaction() as db:
+            now = _now()
+            db.execute(
+                "INSERT OR IGNORE INTO conflicts VALUES (?, ?, ?, ?, ?)",
+                (
+                    instance.sop_instance_uid,
+                    instance.digest,
+                    instance.series_instance_uid,
+                    instance.path.as_posix(),
+                    now,
+                ),
+            )
+            first = db.execute(
+                "SELECT series_instance_uid FROM instances WHERE sop_instance_uid = ?",
+                (instance.sop_instance_uid,),
+            ).fetchone()
+            if first["series_instance_uid"] != instance.series_instance_uid:
+                self._open_series(db, instance, now)
+            for uid in {first["series_instance_uid"], instance.series_instance_uid}:
+                row = db.execute(
+                    "SELECT reason FROM series WHERE series_instance_uid = ?", (uid,)
+                ).fetchone()
+                if row["reason"] != CONFLICTING:
+                    explanation = (
+                        "one SOP Instance UID arrived twice with different content; "
+                        "the later one is kept in spool/conflicts"
+                    )
+                    _move_series(db, now, uid, SeriesState.HELD, CONFLICTING, explanation)
+
+    def has_conflict(self, series_instance_uid: str) -> bool:
+        """Did an instance of this series arrive twice with different content?"""
+        return bool(
+            self._rows(
+                "SELECT 1 FROM conflicts LEFT JOIN instances USING (sop_instance_uid)"
+                " WHERE ? IN (conflicts.series_instance_uid, instances.series_instance_uid)"
+                " LIMIT 1",
+                (series_instance_uid,),
+            )
+        )
+
+    def instance(self, sop_instance_uid: str) -> InstanceRow | None:
+        """The recorded instance, or None."""
+        rows = self._rows("SELECT * FROM instances WHERE sop_instance_uid = ?", (sop_instance_uid,))
+        return _instance(rows[0]) if rows else None
+
+    def instances_of(self, series_instance_uid: str) -> list[InstanceRow]:
+        """All instances of a series, by SOP Instance UID."""
+        return [
+            _instance(row)
+            for row in self._rows(
+                "SELECT * FROM instances WHERE series_instance_uid = ? ORDER BY sop_instance_uid",
+                (series_instance_uid,),
+            )
+        ]
+
+    def receiving_studies(self) -> list[StudyRow]:
+        """Studies with at least one series that still waits for its decision."""
+        return [
+            StudyRow(row["study_instance_uid"], row["receiving"], row["instances"])
+            for row in self._rows(
+                "SELECT study_instance_uid, COUNT(*) AS receiving, ("
+                "   SELECT COUNT(*) FROM instances"
+                "   WHERE instances.study_instance_uid = series.study_instance_uid) AS instances"
+                " FROM series WHERE state = ? GROUP BY study_instance_uid"
+                " ORDER BY MIN(first_received_at), study_instance_uid",
+                (SeriesState.RECEIVING,),
+            )
+        ]
+
+    def series_of(self, study_instance_uid: str) -> list[SeriesRow]:
+        """Every series of a study, by arrival."""
+        return self._series("study_instance_uid = ?", (study_instance_uid,))
+
+    def series(self, series_instance_uid: str) -> SeriesRow | None:
+        """One series, or None."""
+        found = self._series("series.series_instance_uid = ?", (series_instance_uid,))
+        return found[0] if found else None
+
+    def all_series(self, state: SeriesState | None = None, limit: int = 1000) -> list[SeriesRow]:
+        """Series of every study, the latest to receive something first."""
+        where, parameters = ("1", ()) if state is None else ("state = ?", (state,))
+        return self._series(where, parameters, f"last_received_at DESC LIMIT {int(limit)}")
+
+    def _series(
+        self, where: str, parameters: Sequence[object], order: str = "first_received_at"
+    ) -> list[SeriesRow]:
+        return [
+            _series(row)
+            for row in self._rows(
+                "SELECT series.*, (SELECT COUNT(*) FROM instances"  # noqa: S608  # our own words
+                "   WHERE instances.series_instance_uid = series.series_instance_uid"
+                " ) AS instances, COALESCE((SELECT revision FROM jobs"
+                "   WHERE jobs.job_id = series.job_id), '') AS revision"
+                f" FROM series WHERE {where} ORDER BY {order}",
+                parameters,
+            )
+        ]
+
+    # --- deciding ----------------------------------------------------------------------------
+
+    def close_study(
+        self,
+        study_instance_uid: str,
+        decisions: Iterable[SeriesDecision],
+        pack_digest: str,
+        settings_digest: str,
+    ) -> list[Job]:
+        """Give every series in `RECEIVING` its end or its job, all in one transaction.
+
+        Series that came to an end before keep it. A chosen series whose study already has a result
+        of another series is held `later-flair`, unless an operator asked for it.
+
+        Returns:
+            The unfinished jobs of this study, to be enqueued; enqueueing twice is harmless.
+        """
+        with self._transaction() as db:
+            now = _now()
+            series = {row.series_instance_uid: row for row in self.series_of(study_instance_uid)}
+            by_uid = {decision.series_instance_uid: decision for decision in decisions}
+            incumbent = _incumbent(db, study_instance_uid)
+            for uid, row in series.items():
+                if row.state is not SeriesState.RECEIVING or uid not in by_uid:
+                    continue
+                self._decide(db, now, row, by_uid[uid], incumbent, (pack_digest, settings_digest))
+            return [
+                _job(row)
+                for row in db.execute(
+                    "SELECT * FROM jobs WHERE study_instance_uid = ?"  # noqa: S608  # question marks
+                    f" AND state IN ({_marks(UNFINISHED)}) ORDER BY created_at",
+                    (study_instance_uid, *UNFINISHED),
+                )
+            ]
+
+    def _decide(
+        self,
+        db: sqlite3.Connection,
+        now: str,
+        row: SeriesRow,
+        decision: SeriesDecision,
+        incumbent: str | None,
+        digests: tuple[str, str],
+    ) -> None:
+        uid = row.series_instance_uid
+        db.execute(
+            "UPDATE series SET score = ?, counts = ? WHERE series_instance_uid = ?",
+            (decision.score, decision.counts, uid),
+        )
+        # The series that a reader has a result of is analysed again when slices of it come late,
+        # even if a better one arrived in the meantime.
+        again = uid == incumbent and decision.reason == OTHER_FLAIR
+        if not (decision.chosen or again or (row.forced and decision.reason == OTHER_FLAIR)):
+            state = SeriesState(decision.outcome)
+            _move_series(db, now, uid, state, decision.reason, decision.explanation)
+        elif incumbent not in (None, uid) and not row.forced:
+            explanation = (
+                "another FLAIR of this study has a result; `flairnode jobs retry` with this "
+                "Series Instance UID analyses this one as well"
+            )
+            _move_series(db, now, uid, SeriesState.HELD, LATER_FLAIR, explanation)
+        else:
+            self._create_job(db, now, row, decision.counts, digests)
+
+    def _create_job(
+        self,
+        db: sqlite3.Connection,
+        now: str,
+        row: SeriesRow,
+        counts: Counts,
+        digests: tuple[str, str],
+    ) -> None:
+        uid = row.series_instance_uid
+        held = {
+            found["sop_instance_uid"]: found["digest"]
+            for found in db.execute(
+                "SELECT sop_instance_uid, digest FROM instances WHERE series_instance_uid = ?",
+                (uid,),
+            )
+        }
+        revision = series_revision(uid, held)
+        job_id = job_identity(revision, *digests)
+        known = db.execute("SELECT * FROM jobs WHERE job_id = ?", (job_id,)).fetchone()
+        if known is None:
+            self._insert_job(
+                db,
+                Job(
+                    job_id=job_id,
+                    workflow_id=job_id,
+                    study_instance_uid=row.study_instance_uid,
+                    series_instance_uid=uid,
+                    revision=revision,
+                    pack_digest=digests[0],
+                    settings_digest=digests[1],
+                    predecessor=row.job_id or None,
+                    counts=counts,
+                    state=SeriesState.QUEUED,
+                    reason="",
+                    explanation="",
+                    created_at=datetime.fromisoformat(now),
+                    updated_at=datetime.fromisoformat(now),
+                ),
+                held,
+            )
+            state, reason, explanation = SeriesState.QUEUED, "", ""
+        else:  # the same instances as before: the same job, wherever it stands
+            state, reason = SeriesState(known["state"]), known["reason"]
+            explanation = known["explanation"]
+        db.execute(
+            "UPDATE series SET job_id = ?, forced = 0 WHERE series_instance_uid = ?", (job_id, uid)
+        )
+        _move_series(db, now, uid, state, reason, explanation, job_id)
+
+    @staticmethod
+    def _insert_job(db: sqlite3.Connection, job: Job, sop_instance_uids: Iterable[str]) -> None:
+        db.execute(
+            "INSERT INTO jobs (job_id, workflow_id, study_instance_uid, series_instance_uid,"
+            " revision, pack_digest, settings_digest, predecessor, counts, state, reason,"
+            " explanation, created_at, updated_at) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+            (
+                job.job_id,
+                job.workflow_id,
+                job.study_instance_uid,
+                job.series_instance_uid,
+                job.revision,
+                job.pack_digest,
+                job.settings_digest,
+                job.predecessor,
+                job.counts,
+                job.state,
+                job.reason,
+                job.explanation,
+                job.created_at.isoformat(),
+                job.updated_at.isoformat(),
+            ),
+        )
+        db.executemany(
+            "INSERT INTO job_instances VALUES (?, ?)",
+            [(job.job_id, uid) for uid in sop_instance_uids],
+        )
+
+    def restore_job(self, job: Job, sop_instance_uids: Iterable[str]) -> None:
+        """Enter a job that an `outcome.json` remembers: only to rebuild a lost ledger."""
+        with self._transaction() as db:
+            now = _now()
+            self._insert_job(db, job, sop_instance_uids)
+            db.execute(
+                "UPDATE series SET job_id = ? WHERE series_instance_uid = ?",
+                (job.job_id, job.series_instance_uid),
+            )
+            _remember(
+                db, now, job.series_instance_uid, job.job_id, job.state, "rebuilt", job.explanation
+            )
+
+    # --- working -----------------------------------------------------------------------------
+
+    def job(self, job_id: str) -> Job:
+        """One job.
+
+        Raises:
+            UnknownJobError: There is none of that id.
+        """
+        rows = self._rows("SELECT * FROM jobs WHERE job_id = ?", (job_id,))
+        if not rows:
+            raise UnknownJobError(f"no job {job_id}")
+        return _job(rows[0])
+
+    def jobs(
+        self, state: SeriesState | Sequence[SeriesState] | None = None, limit: int = 1000
+    ) -> list[Job]:
+        """Jobs, oldest first."""
+        if state is None:
+            where, parameters = "1", []
+        else:
+            parameters = [state] if isinstance(state, SeriesState) else list(state)
+            where = f"state IN ({_marks(parameters)})"
+        query = f"SELECT * FROM jobs WHERE {where} ORDER BY created_at LIMIT ?"  # noqa: S608
+        return [_job(row) for row in self._rows(query, (*parameters, limit))]
+
+    def jobs_of(self, series_instance_uid: str) -> list[Job]:
+        """Every job of a series, oldest first: one per revision, pack and settings."""
+        query = "SELECT * FROM jobs WHERE series_instance_uid = ? ORDER BY created_at"
+        return [_job(row) for row in self._rows(query, (series_instance_uid,))]
+
+    def paths_of(self, job_id: str) -> list[Path]:
+        """Absolute paths of exactly the instances of the job's revision.
+
+        Instances that arrived after the study was closed are not among them.
+        """
+        return [
+            self.spool / row["path"]
+            for row in self._rows(
+                "SELECT path FROM job_instances JOIN instances USING (sop_instance_uid)"
+                " WHERE job_id = ? ORDER BY sop_instance_uid",
+                (job_id,),
+            )
+        ]
+
+    def sop_instances_of(self, job_id: str) -> list[str]:
+        """SOP Instance UIDs of the job's revision."""
+        query = "SELECT sop_instance_uid FROM job_instances WHERE job_id = ? ORDER BY 1"
+        return [row["sop_instance_uid"] for row in self._rows(query, (job_id,))]
+
+    def job_record(self, job_id: str) -> dict[str, object]:
+        """What `outcome.json` holds under `job`, so that a lost ledger can be made again."""
+        job = self.job(job_id)
+        return {
+            "job_id": job.job_id,
+            "study_instance_uid": job.study_instance_uid,
+            "series_instance_uid": job.series_instance_uid,
+            "revision": job.revision,
+            "pack_digest": job.pack_digest,
+            "settings_digest": job.settings_digest,
+            "predecessor": job.predecessor,
+            "counts": job.counts.value,
+            "created_at": job.created_at.isoformat(),
+            "sop_instance_uids": self.sop_instances_of(job_id),
+        }
+
+    def is_superseded(self, job_id: str) -> bool:
+        """Have instances arrived that the job does not hold, or a conflict?
+
+        A result of such a job must not be sent: it would describe a stack known to be incomplete.
+        The engine ends it `skipped`, reason `superseded`; the next revision has its own job.
+        """
+        job = self.job(job_id)
+        if self.has_conflict(job.series_instance_uid):
+            return True
+        query = (
+            "SELECT COUNT(*) AS more FROM instances WHERE series_instance_uid = ?"
+            " AND sop_instance_uid NOT IN"
+            " (SELECT sop_instance_uid FROM job_instances WHERE job_id = ?)"
+        )
+        return bool(self._rows(query, (job.series_instance_uid, job_id))[0]["more"])
+
+    def set_state(
+        self, job_id: str, state: SeriesState | Outcome, reason: str = "", explanation: str = ""
+    ) -> Job:
+        """Move a job on, and its series with it unless late slices opened that one again.
+
+        Setting the same state twice changes nothing. A job that an operator cancelled stays so.
+
+        Returns:
+            The job as it stands now.
+
+        Raises:
+            UnknownJobError: There is none of that id.
+        """
+        wanted = (SeriesState(state), reason, explanation)
+        with self._transaction() as db:
+            job = self.job(job_id)
+            if job.reason == CANCELLED or (job.state, job.reason, job.explanation) == wanted:
+                return job
+            self._move_job(db, job, *wanted)
+            return self.job(job_id)
+
+    @staticmethod
+    def _move_job(
+        db: sqlite3.Connection, job: Job, state: SeriesState, reason: str, explanation: str
+    ) -> None:
+        now = _now()
+        db.execute(
+            "UPDATE jobs SET state = ?, reason = ?, explanation = ?, updated_at = ?"
+            " WHERE job_id = ?",
+            (state, reason, explanation, now, job.job_id),
+        )
+        current = db.execute(
+            "SELECT 1 FROM series WHERE series_instance_uid = ? AND job_id = ? AND state <> ?"
+            " AND reason <> ?",
+            (job.series_instance_uid, job.job_id, SeriesState.RECEIVING, CONFLICTING),
+        ).fetchone()
+        uid = job.series_instance_uid
+        if current is not None:
+            _move_series(db, now, uid, state, reason, explanation, job.job_id)
+        else:
+            _remember(db, now, uid, job.job_id, state, reason, explanation)
+
+    def record_delivery(
+        self, job_id: str, destination: str, sop_instance_uid: str, state: str
+    ) -> None:
+        """Remember where one object of a result stands at one destination."""
+        with self._transaction() as db:
+            db.execute(
+                "INSERT INTO deliveries VALUES (?, ?, ?, ?, ?)"
+                " ON CONFLICT DO UPDATE SET state = excluded.state,"
+                " updated_at = excluded.updated_at",
+                (job_id, destination, sop_instance_uid, state, _now()),
+            )
+
+    def deliveries(self, job_id: str) -> list[Delivery]:
+        """Every object of a job at every destination."""
+        return [
+            Delivery(
+                row["job_id"],
+                row["destination"],
+                row["sop_instance_uid"],
+                row["state"],
+                datetime.fromisoformat(row["updated_at"]),
+            )
+            for row in self._rows(
+                "SELECT * FROM deliveries WHERE job_id = ? ORDER BY destination, sop_instance_uid",
+                (job_id,),
+            )
+        ]
+
+    # --- the operator ------------------------------------------------------------------------
+
+    def retry(self, job_id: str) -> Job:
+        """Queue an ended job once more, under a new workflow id; the sweep of the service sees it.
+
+        Raises:
+            UnknownJobError: There is none of that id.
+            RetryRefusedError: It has not ended, or it was delivered, or its input has changed.
+        """
+        with self._transaction() as db:
+            job = self.job(job_id)
+            if job.state not in ENDS:
+                raise RetryRefusedError(f"job {job_id} is {job.state}: it has not ended")
+            if job.state is SeriesState.DELIVERED:
+                raise RetryRefusedError(f"job {job_id} is delivered: there is nothing to do")
+            if self.is_superseded(job_id):
+                raise RetryRefusedError(
+                    f"job {job_id} is out of date: its series has other instances now"
+                )
+            db.execute(
+                "UPDATE jobs SET retries = retries + 1,"
+                " workflow_id = job_id || '.' || (retries + 1) WHERE job_id = ?",
+                (job_id,),
+            )
+            self._move_job(db, job, SeriesState.QUEUED, "retried-by-operator", "")
+            return self.job(job_id)
+
+    def reopen_series(self, series_instance_uid: str) -> SeriesRow:
+        """Decide a series once more, after another quiet period.
+
+        A series held `later-flair` is then analysed although another one has a result. One that is
+        incomplete or conflicting is only looked at again: it is held as long as it is so.
+
+        Raises:
+            UnknownJobError: There is no such series.
+            RetryRefusedError: It is still receiving, or its job has not ended or is delivered.
+        """
+        with self._transaction() as db:
+            row = self.series(series_instance_uid)
+            if row is None:
+                raise UnknownJobError(f"no series {series_instance_uid}")
+            if row.state not in ENDS or row.state is SeriesState.DELIVERED:
+                raise RetryRefusedError(f"series {series_instance_uid} is {row.state}")
+            forced = row.reason in (LATER_FLAIR, OTHER_FLAIR)
+            db.execute(
+                "UPDATE series SET forced = ? WHERE series_instance_uid = ?",
+                (int(forced), series_instance_uid),
+            )
+            _move_series(
+                db,
+                _now(),
+                series_instance_uid,
+                SeriesState.RECEIVING,
+                "retried-by-operator",
+                "",
+            )
+            return next(iter(self._series("series_instance_uid = ?", (series_instance_uid,))))
+
+    def cancel(self, job_id: str, explanation: str = "") -> Job:
+        """End a job that is not at an end yet; the engine leaves it alone from its next step on.
+
+        Raises:
+            UnknownJobError: There is none of that id.
+            RetryRefusedError: It has ended otherwise.
+        """
+        with self._transaction() as db:
+            job = self.job(job_id)
+            if job.reason == CANCELLED:
+                return job
+            if job.state in ENDS and job.state is not SeriesState.HELD:
+                raise RetryRefusedError(f"job {job_id} has ended: {job.state}")
+            self._move_job(db, job, SeriesState.SKIPPED, CANCELLED, explanation)
+            return self.job(job_id)
+
+    def history(self, series_instance_uid: str) -> list[Transition]:
+        """Everything that happened to a series, in order."""
+        return [
+            Transition(
+                at=datetime.fromisoformat(row["at"]),
+                series_instance_uid=row["series_instance_uid"],
+                job_id=row["job_id"],
+                state=SeriesState(row["state"]),
+                reason=row["reason"],
+                explanation=row["explanation"],
+            )
+            for row in self._rows(
+                "SELECT * FROM outcomes WHERE series_instance_uid = ? ORDER BY number",
+                (series_instance_uid,),
+            )
+        ]
+
+    # --- the balance -------------------------------------------------------------------------
+
+    def counts(self) -> dict[str, int]:
+        """Instances, conflicts, studies, series by state and jobs by state, for metrics."""
+        found = {
+            "instances": self._count("instances"),
+            "conflicts": self._count("conflicts"),
+            "series": self._count("series"),
+            "jobs": self._count("jobs"),
+        }
+        for table in ("series", "jobs"):
+            for row in self._rows(
+                f"SELECT state, COUNT(*) AS count FROM {table} GROUP BY state"  # noqa: S608
+            ):
+                found[f"{table}.{row['state']}"] = row["count"]
+        return found
+
+    def _count(self, table: str) -> int:
+        rows = self._rows(f"SELECT COUNT(*) AS count FROM {table}")  # noqa: S608
+        return int(rows[0]["count"])
+
+    def oracle(self) -> Oracle:
+        """Does everything that was acknowledged stand somewhere, and lie on disk?"""
+        by_state = {
+            SeriesState(row["state"]): int(row["count"])
+            for row in self._rows(
+                "SELECT state, COUNT(*) AS count FROM instances"
+                " JOIN series USING (series_instance_uid) GROUP BY state"
+            )
+        }
+        missing = tuple(
+            row["sop_instance_uid"]
+            for row in self._rows("SELECT sop_instance_uid, path FROM instances")
+            if not (self.spool / row["path"]).is_file()
+        )
+        return Oracle(self._count("instances"), by_state, self._count("conflicts"), missing)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat()
+
+
+def _marks(values: Sequence[object]) -> str:
+    return ",".join("?" * len(values))
+
+
+def _incumbent(db: sqlite3.Connection, study_instance_uid: str) -> str | None:
+    """The series of the study that has, or will have, a result a reader sees."""
+    rows = db.execute(
+        "SELECT series_instance_uid, state, reason FROM jobs WHERE study_instance_uid = ?"
+        " ORDER BY created_at",
+        (study_instance_uid,),
+    ).fetchall()
+    for row in rows:
+        if SeriesState(row["state"]) in _HAS_RESULT:
+            return str(row["series_instance_uid"])
+    return None
+
+
+def _move_series(
+    db: sqlite3.Connection,
+    now: str,
+    series_instance_uid: str,
+    state: SeriesState,
+    reason: str,
+    explanation: str,
+    job_id: str = "",
+) -> None:
+    db.execute(
+        "UPDATE series SET state = ?, reason = ?, explanation = ? WHERE series_instance_uid = ?",
+        (state, reason, explanation, series_instance_uid),
+    )
+    _remember(db, now, series_instance_uid, job_id, state, reason, explanation)
+
+
+def _remember(
+    db: sqlite3.Connection,
+    now: str,
+    series_instance_uid: str,
+    job_id: str,
+    state: SeriesState,
+    reason: str,
+    explanation: str,
+) -> None:
+    db.execute(
+        "INSERT INTO outcomes (at, series_instance_uid, job_id, state, reason, explanation)"
+        " VALUES (?, ?, ?, ?, ?, ?)",
+        (now, series_instance_uid, job_id, state, reason, explanation),
+    )
+
+
+def _instance(row: sqlite3.Row) -> InstanceRow:
+    return InstanceRow(
+        sop_instance_uid=row["sop_instance_uid"],
+        series_instance_uid=row["series_instance_uid"],
+        study_instance_uid=row["study_instance_uid"],
+        sop_class_uid=row["sop_class_uid"],
+        digest=row["digest"],
+        path=Path(row["path"]),
+        received_at=datetime.fromisoformat(row["received_at"]),
+    )
+
+
+def _series(row: sqlite3.Row) -> SeriesRow:
+    return SeriesRow(
+        series_instance_uid=row["series_instance_uid"],
+        study_instance_uid=row["study_instance_uid"],
+        state=SeriesState(row["state"]),
+        reason=row["reason"],
+        explanation=row["explanation"],
+        score=row["score"],
+        counts=Counts(row["counts"]),
+        instances=row["instances"],
+        revision=row["revision"],
+        job_id=row["job_id"],
+        forced=bool(row["forced"]),
+        calling_ae_title=row["calling_ae_title"],
+        first_received_at=datetime.fromisoformat(row["first_received_at"]),
+        last_received_at=datetime.fromisoformat(row["last_received_at"]),
+    )
+
+
+def _job(row: sqlite3.Row) -> Job:
+    return Job(
+        job_id=row["job_id"],
+        workflow_id=row["workflow_id"],
+        study_instance_uid=row["study_instance_uid"],
+        series_instance_uid=row["series_instance_uid"],
+        revision=row["revision"],
+        pack_digest=row["pack_digest"],
+        settings_digest=row["settings_digest"],
+        predecessor=row["predecessor"],
+        counts=Counts(row["counts"]),
+        state=SeriesState(row["state"]),
+        reason=row["reason"],
+        explanation=row["explanation"],
+        created_at=datetime.fromisoformat(row["created_at"]),
+        updated_at=datetime.fromisoformat(row["updated_at"]),
+    )
