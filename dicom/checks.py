@@ -1,0 +1,433 @@
+"""What is true of a result object before it may leave, read from the bytes that would be sent.
+
+`dciodvfy` passes a Segmentation that lies on the wrong slice, or is mirrored, or belongs to another
+Frame of Reference, and a report with wrong numbers: it judges form. These checks judge content, and
+share no code with what built the objects: pixels are unpacked and frames placed here anew.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import NoReturn
+
+import numpy as np
+import numpy.typing as npt
+from pydicom.dataset import Dataset
+from pydicom.sr.coding import Code
+from pydicom.uid import Comprehensive3DSRStorage, SegmentationStorage
+from pydicom.valuerep import VR
+
+from dicom import codes
+from dicom.errors import ResultCheckError
+from dicom.identity import DESCRIPTION, IDENTITY, MANUFACTURER, UTF_8
+from dicom.outline import outline
+from dicom.seg import Labels, RegionOfInterest
+from dicom.sr import MeasuredRegion, Quantity, Report
+from dicom.volume import Grid
+
+POSITION_TOLERANCE_MM = 0.01  # a decimal string of 16 characters is good to 1e-9 mm
+DIRECTION_TOLERANCE = 1e-5  # of a cosine: 0.003 mm over 300 mm
+LONGEST_UID = 64
+
+_UID = re.compile(r"(0|[1-9]\d*)(\.(0|[1-9]\d*))+")
+_TOTALS, _VOLUMETRIC, _PLANAR = "1501", "1411", "1410"
+_ROUND_TRIP = 1e-9  # relative: a number to a decimal string and back
+
+
+def check_header(result: Dataset, sources: Sequence[Dataset]) -> None:
+    """The result is of the same patient and study as its sources, ours, and legal.
+
+    Args:
+        result: As re-read from its bytes.
+        sources: `identity.normalised_header` of every image.
+
+    Raises:
+        ResultCheckError: With the keyword that differs, never its value.
+    """
+    source = sources[0]
+    for keyword in (*IDENTITY, *DESCRIPTION):
+        expected, found = source.get(keyword), result.get(keyword)
+        if (expected or "") != (found or ""):
+            _fail(f"{keyword} is not that of the source")
+    _require(result.get("SpecificCharacterSet") == UTF_8, "the character set is not UTF-8")
+    _require(result.get("Manufacturer") == MANUFACTURER, "Manufacturer is not ours")
+    uids = {str(one.SOPInstanceUID) for one in sources} | {str(source.SeriesInstanceUID)}
+    for keyword in ("SOPInstanceUID", "SeriesInstanceUID"):
+        _require(str(result[keyword].value) not in uids, f"{keyword} is one of the source")
+    _require(
+        result.file_meta.MediaStorageSOPInstanceUID == result.SOPInstanceUID
+        and result.file_meta.MediaStorageSOPClassUID == result.SOPClassUID,
+        "the file meta information names another object",
+    )
+    for keyword, uid in _uids(result):
+        if len(uid) > LONGEST_UID or not _UID.fullmatch(uid):
+            _fail(f"{keyword} {uid!r} is no legal UID")
+
+
+def check_seg(
+    seg: Dataset,
+    sources: Sequence[Dataset],
+    grid: Grid,
+    labels: Labels,
+    regions: Sequence[RegionOfInterest],
+) -> Labels:
+    """The Segmentation lies where its sources lie and holds exactly these regions.
+
+    Args:
+        seg: As re-read from its bytes.
+        sources: `identity.normalised_header` of the image of every slice, in slice order.
+        grid: Of the volume that was analysed.
+        labels: On that grid.
+        regions: What was to be written, in order of their numbers.
+
+    Returns:
+        The labels as the Segmentation holds them, on the grid.
+
+    Raises:
+        ResultCheckError: Anything differs.
+    """
+    _require(seg.SOPClassUID == SegmentationStorage, "no Segmentation")
+    _require(seg.SegmentationType == "BINARY", "the Segmentation is not BINARY")
+    _check_source_references(seg, sources)
+    _check_segments(seg, regions)
+    held = read_labels(seg, sources, grid)
+    if not np.array_equal(held, labels):
+        differing = int(np.count_nonzero(held != labels))
+        _fail(f"{differing} voxels of the Segmentation differ from the mask")
+    return held
+
+
+def read_labels(seg: Dataset, sources: Sequence[Dataset], grid: Grid) -> Labels:
+    """The label map of a BINARY Segmentation on the grid of its sources.
+
+    Raises:
+        ResultCheckError: A frame lies on no slice of the grid, names another image than the one it
+            lies on, or overlaps another; or the Frame of Reference, size or pixels do not fit.
+    """
+    if seg.FrameOfReferenceUID != grid.frame_of_reference_uid:
+        _fail("the Frame of Reference is not that of the source")
+    if (seg.Rows, seg.Columns) != grid.shape[1:]:
+        _fail(f"frames of {seg.Rows} x {seg.Columns} on slices of {grid.shape[1:]}")
+    frames = _frames(seg)
+    shared = seg.SharedFunctionalGroupsSequence[0]
+    _check_plane(shared, grid)
+    labels = np.zeros(grid.shape, np.int32)
+    for pixels, group in zip(frames, seg.PerFrameFunctionalGroupsSequence, strict=True):
+        index = _slice_of(group, grid)
+        if _image_of(group) != str(sources[index].SOPInstanceUID):
+            _fail(f"a frame on slice {index} names another image")
+        identification = group.get("SegmentIdentificationSequence") or shared.get(
+            "SegmentIdentificationSequence"
+        )
+        number = int(_only(identification, "SegmentIdentificationSequence").ReferencedSegmentNumber)
+        _require(bool(pixels.any()), "a frame is empty")
+        _require(not labels[index][pixels].any(), "segments overlap")
+        labels[index][pixels] = number
+    return labels
+
+
+def check_sr(
+    sr: Dataset, sources: Sequence[Dataset], seg: Dataset | None, labels: Labels, report: Report
+) -> None:
+    """The report says what was measured, and points to what exists.
+
+    Args:
+        sr: As re-read from its bytes.
+        sources: `identity.normalised_header` of the image of every slice, in slice order.
+        seg: The Segmentation it goes with, re-read; None if nothing was found.
+        labels: As read from that Segmentation; all 0 without one.
+        report: What it must say, measured anew from these labels.
+
+    Raises:
+        ResultCheckError: Anything differs.
+    """
+    _require(sr.SOPClassUID == Comprehensive3DSRStorage, "no Comprehensive 3D SR")
+    _require(_code(sr) == _key(codes.IMAGING_MEASUREMENT_REPORT), "the report has another title")
+    _require(_template(sr) == "1500", "the report does not name TID 1500")
+    _require(sr.VerificationFlag == "UNVERIFIED", "the report is marked as verified")
+    _check_evidence(sr, sources, seg)
+    statements = tuple(
+        str(item.TextValue)
+        for summary in _named(sr, codes.SUMMARY)
+        for item in _named(summary, codes.COMMENT)
+    )
+    _require(statements == report.statements, "the summary of the report differs")
+    frames = [str(i.UID) for i in _items(sr) if _code(i) == _key(codes.FRAME_OF_REFERENCE_UID)]
+    expected_frame = str(sources[0].FrameOfReferenceUID)
+    _require(frames == [expected_frame], "the report names another Frame of Reference")
+
+    groups = [
+        group
+        for measurements in _named(sr, codes.IMAGING_MEASUREMENTS)
+        for group in _named(measurements, codes.MEASUREMENT_GROUP)
+    ]
+    by_template = {
+        template: [group for group in groups if _template(group) == template]
+        for template in (_TOTALS, _VOLUMETRIC, _PLANAR)
+    }
+    count = len(report.regions)
+    found = {template: len(some) for template, some in by_template.items()}
+    if found != {_TOTALS: 1, _VOLUMETRIC: count, _PLANAR: count}:
+        _fail(f"measurement groups by template {found} for {count} regions")
+    _check_totals(by_template[_TOTALS][0], report)
+    for measured, volumetric, planar in zip(
+        report.regions, by_template[_VOLUMETRIC], by_template[_PLANAR], strict=True
+    ):
+        assert seg is not None  # noqa: S101  # _check_evidence
+        _check_volumetric(volumetric, measured, sources, seg, labels)
+        _check_planar(planar, measured, sources, labels)
+
+
+# --- Segmentation ------------------------------------------------------------------------------
+
+
+def _frames(seg: Dataset) -> npt.NDArray[np.bool_]:
+    """(frames, rows, columns), unpacked: one bit a pixel, least significant first (PS3.5 8.1.1)."""
+    count = int(seg.NumberOfFrames)
+    size = count * seg.Rows * seg.Columns
+    data: bytes = seg.PixelData
+    if len(data) not in ((size + 7) // 8, (size + 7) // 8 + 1):
+        _fail(f"{len(data)} bytes of pixels for {count} frames of {seg.Rows} x {seg.Columns}")
+    bits = np.unpackbits(np.frombuffer(data, np.uint8), count=size, bitorder="little")
+    return bits.astype(bool).reshape(count, seg.Rows, seg.Columns)
+
+
+def _check_plane(shared: Dataset, grid: Grid) -> None:
+    measures = _only(shared.get("PixelMeasuresSequence"), "PixelMeasuresSequence")
+    orientation = _only(shared.get("PlaneOrientationSequence"), "PlaneOrientationSequence")
+    slice_mm, row_mm, column_mm = grid.spacing_mm
+    found = (*measures.PixelSpacing, measures.SpacingBetweenSlices)
+    extent = max(grid.shape)
+    if not np.allclose(
+        np.array(found, float) * extent,
+        np.array((row_mm, column_mm, slice_mm)) * extent,
+        rtol=0,
+        atol=POSITION_TOLERANCE_MM,
+    ):
+        _fail(f"pixels of {[float(f) for f in found]} mm on a grid of {grid.spacing_mm}")
+    directions = np.array(orientation.ImageOrientationPatient, float)
+    along_row, along_column = grid.affine[:3, 2] / column_mm, grid.affine[:3, 1] / row_mm
+    expected = np.concatenate([along_row, along_column])
+    if not np.allclose(directions, expected, rtol=0, atol=DIRECTION_TOLERANCE):
+        _fail("the frames are turned against the source")
+
+
+def _slice_of(group: Dataset, grid: Grid) -> int:
+    plane = _only(group.get("PlanePositionSequence"), "PlanePositionSequence")
+    position = np.array(plane.ImagePositionPatient, float)
+    step = grid.affine[:3, 0]
+    index = round(float((position - grid.affine[:3, 3]) @ step / (step @ step)))
+    if not 0 <= index < grid.shape[0]:
+        _fail(f"a frame lies {index} slices from the first, of {grid.shape[0]}")
+    offset_mm = float(np.linalg.norm(position - grid.position_lps_mm((index, 0, 0))))
+    if offset_mm > POSITION_TOLERANCE_MM:
+        _fail(f"a frame lies {offset_mm:.3f} mm from slice {index}")
+    return index
+
+
+def _image_of(group: Dataset) -> str:
+    derivation = _only(group.get("DerivationImageSequence"), "DerivationImageSequence")
+    image = _only(derivation.get("SourceImageSequence"), "SourceImageSequence")
+    return str(image.ReferencedSOPInstanceUID)
+
+
+def _check_source_references(seg: Dataset, sources: Sequence[Dataset]) -> None:
+    series = _only(seg.get("ReferencedSeriesSequence"), "ReferencedSeriesSequence")
+    if series.SeriesInstanceUID != sources[0].SeriesInstanceUID:
+        _fail("ReferencedSeriesSequence names another series")
+    listed = [str(one.ReferencedSOPInstanceUID) for one in series.ReferencedInstanceSequence]
+    if sorted(listed) != sorted(str(one.SOPInstanceUID) for one in sources):
+        _fail(f"{len(listed)} images are referenced of {len(sources)} that were analysed")
+
+
+def _check_segments(seg: Dataset, regions: Sequence[RegionOfInterest]) -> None:
+    segments = seg.SegmentSequence
+    if [int(s.SegmentNumber) for s in segments] != [r.number for r in regions]:
+        _fail(f"{len(segments)} segments for {len(regions)} regions")
+    for segment, region in zip(segments, regions, strict=True):
+        said = (segment.get("TrackingUID"), segment.get("TrackingID"), segment.get("SegmentLabel"))
+        if said != (region.tracking_uid, region.tracking_id, region.label):
+            _fail(f"segment {region.number} is labelled or tracked as another region")
+        for keyword in ("SegmentAlgorithmName", "RecommendedDisplayCIELabValue"):
+            _require(bool(segment.get(keyword)), f"segment {region.number} has no {keyword}")
+    if len({region.tracking_uid for region in regions}) != len(regions):
+        _fail("two segments share a tracking UID")
+
+
+# --- report ------------------------------------------------------------------------------------
+
+
+def _check_evidence(sr: Dataset, sources: Sequence[Dataset], seg: Dataset | None) -> None:
+    """Everything referenced exists and is evidence; everything analysed is referenced."""
+    known = {str(one.SOPInstanceUID): (one.SOPClassUID, one.SeriesInstanceUID) for one in sources}
+    if seg is not None:
+        known[str(seg.SOPInstanceUID)] = (seg.SOPClassUID, seg.SeriesInstanceUID)
+    listed: dict[str, tuple[str, str]] = {}
+    for study in sr.get("CurrentRequestedProcedureEvidenceSequence") or ():
+        _require(study.StudyInstanceUID == sr.StudyInstanceUID, "evidence is of another study")
+        for series in study.ReferencedSeriesSequence:
+            for one in series.ReferencedSOPSequence:
+                listed[str(one.ReferencedSOPInstanceUID)] = (
+                    one.ReferencedSOPClassUID,
+                    series.SeriesInstanceUID,
+                )
+    if listed != known:
+        _fail(f"{len(listed)} objects are evidence of {len(known)} that were used")
+    referenced = {_reference(item)[0] for item in _items(sr) if item.get("ValueType") == "IMAGE"}
+    if referenced != known.keys():
+        dangling, unused = len(referenced - known.keys()), len(known.keys() - referenced)
+        _fail(f"the report refers to {dangling} objects that do not exist and omits {unused}")
+
+
+def _check_totals(group: Dataset, report: Report) -> None:
+    _check_tracking(group, report.totals.tracking_uid, report.totals.label)
+    _check_quantities(group, report.totals.quantities, "totals")
+    answers = {
+        _code(item): _value_code(item) for item in group.ContentSequence if item.ValueType == "CODE"
+    }
+    for question, answer in report.totals.evaluations:
+        if answers.get(_key(question)) != _key(answer):
+            _fail(f"{question.meaning} is not {answer.meaning}")
+
+
+def _check_volumetric(
+    group: Dataset,
+    measured: MeasuredRegion,
+    sources: Sequence[Dataset],
+    seg: Dataset,
+    labels: Labels,
+) -> None:
+    number = measured.region.number
+    _check_tracking(group, measured.region.tracking_uid, measured.region.tracking_id)
+    _check_quantities(group, measured.quantities, f"region {number}")
+    segments = _named(group, codes.REFERENCED_SEGMENT)
+    uid, numbers = _reference(_only(segments, "Referenced Segment"))
+    if (uid, numbers) != (str(seg.SOPInstanceUID), (number,)):
+        _fail(f"region {number} is not measured on its segment")
+    images = [
+        _reference(item)[0]
+        for item in group.ContentSequence
+        if item.ValueType == "IMAGE" and item not in segments
+    ]
+    touched = (labels == number).any(axis=(1, 2))
+    lies_on = (one for one, here in zip(sources, touched, strict=True) if here)
+    if sorted(images) != sorted(str(one.SOPInstanceUID) for one in lies_on):
+        _fail(f"region {number} names other images than it lies on")
+
+
+def _check_planar(
+    group: Dataset, measured: MeasuredRegion, sources: Sequence[Dataset], labels: Labels
+) -> None:
+    number = measured.region.number
+    _check_tracking(group, measured.region.tracking_uid, measured.region.tracking_id)
+    _check_quantities(group, (), f"outline {number}")
+    line = _only(_named(group, codes.IMAGE_REGION), "Image Region")
+    drawn = outline(labels == number)
+    uid, _ = _reference(_only(line.get("ContentSequence"), "image of an outline"))
+    if uid != str(sources[drawn.slice_index].SOPInstanceUID):
+        _fail(f"outline {number} is drawn on another slice")
+    points = np.array(line.GraphicData, float).reshape(-1, 2)
+    if line.GraphicType != "POLYLINE" or not np.array_equal(points, drawn.points):
+        _fail(f"outline {number} is not that of its segment")
+
+
+def _check_tracking(group: Dataset, uid: str, identifier: str) -> None:
+    uids = [str(item.UID) for item in _named(group, codes.TRACKING_UNIQUE_IDENTIFIER)]
+    names = [str(item.TextValue) for item in _named(group, codes.TRACKING_IDENTIFIER)]
+    _require((uids, names) == ([uid], [identifier]), f"{identifier} is tracked as another region")
+
+
+def _check_quantities(group: Dataset, expected: Sequence[Quantity], what: str) -> None:
+    found = {}
+    for item in group.ContentSequence:
+        if item.ValueType != "NUM":
+            continue
+        measured = _only(item.MeasuredValueSequence, "MeasuredValueSequence")
+        unit = _first_code(measured.MeasurementUnitsCodeSequence)
+        derivation = next(
+            (_value_code(child) for child in item.get("ContentSequence", ())), ("", "")
+        )
+        key = (_code(item), derivation)
+        _require(key not in found, f"a measurement of {what} is given twice")
+        found[key] = (float(measured.NumericValue), unit)
+    wanted = {
+        (_key(q.name), _key(q.derivation) if q.derivation else ("", "")): (q.value, _key(q.unit))
+        for q in expected
+    }
+    if found.keys() != wanted.keys():
+        _fail(f"{len(found)} measurements of {what}, {len(wanted)} expected")
+    for key, (value, unit_code) in wanted.items():
+        if found[key][1] != unit_code or not np.isclose(found[key][0], value, rtol=_ROUND_TRIP):
+            _fail(f"{key[0][1]} of {what} is {found[key][0]}, measured anew {value}")
+
+
+# --- reading -----------------------------------------------------------------------------------
+
+
+def _uids(dataset: Dataset) -> Iterator[tuple[str, str]]:
+    for element in dataset:
+        if element.VR == VR.SQ:
+            for item in element.value:
+                yield from _uids(item)
+        elif element.VR == VR.UI and element.value:
+            several = element.value if element.VM > 1 else [element.value]
+            for uid in several:
+                yield element.keyword, str(uid)
+
+
+def _items(item: Dataset) -> Iterator[Dataset]:
+    yield item
+    for child in item.get("ContentSequence", ()):
+        yield from _items(child)
+
+
+def _named(item: Dataset, code: Code) -> list[Dataset]:
+    return [child for child in item.get("ContentSequence", ()) if _code(child) == _key(code)]
+
+
+def _code(item: Dataset) -> tuple[str, str]:
+    return _first_code(item.get("ConceptNameCodeSequence"))
+
+
+def _value_code(item: Dataset) -> tuple[str, str]:
+    return _first_code(item.get("ConceptCodeSequence"))
+
+
+def _first_code(sequence: Sequence[Dataset] | None) -> tuple[str, str]:
+    if not sequence:
+        return "", ""
+    return str(sequence[0].CodingSchemeDesignator), str(sequence[0].CodeValue)
+
+
+def _key(code: Code) -> tuple[str, str]:
+    return code.scheme_designator, code.value
+
+
+def _template(item: Dataset) -> str:
+    templates = item.get("ContentTemplateSequence")
+    return str(templates[0].TemplateIdentifier) if templates else ""
+
+
+def _reference(item: Dataset) -> tuple[str, tuple[int, ...]]:
+    reference = _only(item.get("ReferencedSOPSequence"), "ReferencedSOPSequence")
+    numbers = reference.get("ReferencedSegmentNumber")
+    if numbers is None:
+        return str(reference.ReferencedSOPInstanceUID), ()
+    several = [numbers] if isinstance(numbers, int) else numbers
+    return str(reference.ReferencedSOPInstanceUID), tuple(int(number) for number in several)
+
+
+def _only(sequence: Sequence[Dataset] | None, name: str) -> Dataset:
+    if sequence is None or len(sequence) != 1:
+        _fail(f"{name} has {len(sequence or ())} items instead of one")
+    return sequence[0]
+
+
+def _require(condition: bool, otherwise: str) -> None:
+    if not condition:
+        _fail(otherwise)
+
+
+def _fail(message: str) -> NoReturn:
+    raise ResultCheckError(message)

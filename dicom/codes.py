@@ -1,0 +1,71 @@
+"""The codes our results use: SCT, DCM and UCUM only.
+
+A private scheme would need an entry in the Coding Scheme Identification Sequence and is read by
+nobody else. Where no standard code says what we mean, we say it in words instead.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from pydicom.sr.coding import Code
+
+# --- what is found, and where
+MORPHOLOGICALLY_ABNORMAL_STRUCTURE: Final = Code(
+    "49755003", "SCT", "Morphologically Abnormal Structure"
+)
+"""CID 7150, Segmentation Property Categories."""
+LESION_OF_BRAIN: Final = Code("301766008", "SCT", "Lesion of brain")
+"""CID 7151, Segmentation Property Types. Not DCM 110702 (White Matter T2 Hyperintensity): lesions
+of the brain stem and the cortex are found too. No code of a disease: that is the reader's."""
+BRAIN: Final = Code("12738006", "SCT", "Brain")
+
+# --- measurements
+VOLUME: Final = Code("118565006", "SCT", "Volume")
+LONG_AXIS: Final = Code("103339001", "SCT", "Long axis")
+PROBABILITY: Final = Code("122157", "DCM", "Probability")
+"""Not Certainty of Finding (111012): a network's softmax is not calibrated."""
+NUMBER_OF_LESIONS: Final = Code("246206008", "SCT", "Number of lesions")
+MEAN: Final = Code("373098007", "SCT", "Mean")
+TOTAL: Final = Code("255619001", "SCT", "Total")
+
+MILLILITRE: Final = Code("ml", "UCUM", "milliliter")
+MILLIMETRE: Final = Code("mm", "UCUM", "millimeter")
+NO_UNITS: Final = Code("1", "UCUM", "no units")
+
+# --- the report
+IMAGING_MEASUREMENT_REPORT: Final = Code("126000", "DCM", "Imaging Measurement Report")
+"""OHIF opens a report of this title as measurements. 126001 (Oncology) would be wrong here."""
+IMAGING_MEASUREMENTS: Final = Code("126010", "DCM", "Imaging Measurements")
+MEASUREMENT_GROUP: Final = Code("125007", "DCM", "Measurement Group")
+SUMMARY: Final = Code("121111", "DCM", "Summary")
+NARRATIVE_SUMMARY: Final = Code("111412", "DCM", "Narrative Summary")
+COMMENT: Final = Code("121106", "DCM", "Comment")
+IMAGE_LIBRARY: Final = Code("111028", "DCM", "Image Library")
+IMAGE_LIBRARY_GROUP: Final = Code("126200", "DCM", "Image Library Group")
+SOURCE: Final = Code("260753009", "SCT", "Source")
+MODALITY: Final = Code("121139", "DCM", "Modality")
+MAGNETIC_RESONANCE: Final = Code("MR", "DCM", "Magnetic Resonance")
+FRAME_OF_REFERENCE_UID: Final = Code("112227", "DCM", "Frame of Reference UID")
+TRACKING_IDENTIFIER: Final = Code("112039", "DCM", "Tracking Identifier")
+TRACKING_UNIQUE_IDENTIFIER: Final = Code("112040", "DCM", "Tracking Unique Identifier")
+REFERENCED_SEGMENT: Final = Code("121191", "DCM", "Referenced Segment")
+IMAGE_REGION: Final = Code("111030", "DCM", "Image Region")
+IMAGING_PROCEDURE: Final = Code("363679005", "SCT", "Imaging procedure")
+"""CID 100. A code for MR of the brain exists in LOINC alone, and the images say it anyway."""
+
+# --- how it was made, and how well
+ARTIFICIAL_INTELLIGENCE: Final = Code("123110", "DCM", "Artificial Intelligence")
+"""CID 7162, Surface Processing Algorithm Families."""
+PROCESSING_AND_FINDINGS: Final = Code("111017", "DCM", "CAD Processing and Findings Summary")
+SUCCEEDED_WITHOUT_FINDINGS: Final = Code(
+    "111241", "DCM", "All algorithms succeeded; without findings"
+)
+SUCCEEDED_WITH_FINDINGS: Final = Code("111242", "DCM", "All algorithms succeeded; with findings")
+"""CID 6047: "nothing found" and "not analysed" are different answers."""
+QUALITY_ASSESSMENT: Final = Code("111050", "DCM", "Quality Assessment")
+QUALITY_MET: Final = Code("111237", "DCM", "Usable - Meets the quality control standard")
+QUALITY_NOT_MET: Final = Code(
+    "111236", "DCM", "Usable - Does not meet the quality control standard"
+)
+"""CID 6044. The standard is ours (`pipeline.quality`)."""

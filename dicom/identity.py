@@ -1,0 +1,227 @@
+"""Whose images these are, and the headers from which results are made.
+
+highdicom 0.28 shares data elements between the images, the Segmentation and the report it makes of
+them: an assignment on one changes the others, and the next patient's result with them. So results
+are never made from received headers, but from `normalised_header`: a new dataset, in UTF-8, with
+what a result takes over from an image and nothing else, and every attribute present that must be.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import warnings
+from collections.abc import Iterable
+from typing import Final
+
+from pydicom.datadict import dictionary_VR
+from pydicom.dataelem import DataElement
+from pydicom.dataset import Dataset
+from pydicom.sequence import Sequence
+from pydicom.tag import Tag
+from pydicom.valuerep import DA, TM, VR
+
+from dicom.attributes import numbers, required_text, text, values
+from dicom.errors import SeriesError
+
+MANUFACTURER: Final = "flairnode"
+"""Of every object we make: by it our own results are recognised."""
+
+UTF_8: Final = "ISO_IR 192"
+
+IDENTITY: Final = (
+    "PatientID",
+    "IssuerOfPatientID",
+    "PatientName",
+    "PatientBirthDate",
+    "PatientSex",
+    "StudyInstanceUID",
+    "AccessionNumber",
+)
+"""What must not change or mix: it enters the digest, and so the UIDs of results."""
+
+DESCRIPTION: Final = (
+    "StudyID",
+    "StudyDate",
+    "StudyTime",
+    "StudyDescription",
+    "ReferringPhysicianName",
+    "IssuerOfAccessionNumberSequence",
+    "PatientAge",
+    "PatientSize",
+    "PatientWeight",
+    "PatientIdentityRemoved",
+    "DeidentificationMethod",
+    "TimezoneOffsetFromUTC",
+)
+"""Taken over with the identity. A PACS may edit it later: the same images, the same result."""
+
+_IMAGE: Final = (
+    "SOPClassUID",
+    "SOPInstanceUID",
+    "SeriesInstanceUID",
+    "Modality",
+    "FrameOfReferenceUID",
+    "PositionReferenceIndicator",
+    "SliceThickness",
+    "Rows",
+    "Columns",
+    "PixelSpacing",
+    "ImagePositionPatient",
+    "ImageOrientationPatient",
+    "LossyImageCompression",
+    "LossyImageCompressionRatio",
+    "LossyImageCompressionMethod",
+)
+_MUST_BE_PRESENT: Final = (
+    "PatientName",
+    "PatientID",
+    "PatientBirthDate",
+    "PatientSex",
+    "StudyDate",
+    "StudyTime",
+    "AccessionNumber",
+    "StudyID",
+    "ReferringPhysicianName",
+    "PositionReferenceIndicator",
+    "SliceThickness",
+)
+"""Type 2: may be empty, may not be absent; highdicom raises AttributeError without them."""
+_MUST_HAVE_A_VALUE: Final = (
+    "SOPClassUID",
+    "SOPInstanceUID",
+    "StudyInstanceUID",
+    "SeriesInstanceUID",
+    "FrameOfReferenceUID",
+)
+
+_MOMENTS: Final = (
+    ("AcquisitionDate", "AcquisitionTime"),
+    ("ContentDate", "ContentTime"),
+    ("SeriesDate", "SeriesTime"),
+    ("StudyDate", "StudyTime"),
+)
+_NO_DATE, _NO_TIME = "19000101", "000000"  # of images without any date: some must be given
+_AGE = re.compile(r"\d{3}[DWMY]")
+_UNDECODABLE = "\N{REPLACEMENT CHARACTER}"
+
+
+class UndecodableTextError(SeriesError):
+    """A name or an identifier is not text in the character set that the image declares."""
+
+    reason = "undecodable-text"
+
+
+def normalised_header(header: Dataset) -> Dataset:
+    """What a result takes over from an image, as a new dataset that shares nothing with `header`.
+
+    Text is UTF-8, whatever the source was in (highdicom refuses multi-valued character sets). A
+    date, time, sex or age that breaks its format is empty: it is not repaired by guessing.
+
+    Raises:
+        MissingAttributeError: A UID is absent.
+        UndecodableTextError: Text is not in the declared character set.
+    """
+    normalised = Dataset()
+    normalised.SpecificCharacterSet = UTF_8
+    for keyword in _MUST_HAVE_A_VALUE:
+        required_text(header, keyword)
+    for keyword in (*IDENTITY, *DESCRIPTION, *_IMAGE):
+        if keyword in header:
+            _add(normalised, keyword, header)
+    for keyword in _MUST_BE_PRESENT:
+        if keyword not in normalised:
+            setattr(normalised, keyword, None if keyword == "SliceThickness" else "")
+    return normalised
+
+
+def identity_digest(header: Dataset) -> str:
+    """SHA-256 of whose study this is. Character set, padding and letters of a re-send are alike."""
+    identity = [_plain(keyword, header) for keyword in IDENTITY]
+    return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+
+
+def is_own_result(header: Dataset) -> bool:
+    """Was this object made by flairnode?"""
+    return text(header, "Manufacturer").casefold() == MANUFACTURER
+
+
+def moment(headers: Iterable[Dataset]) -> tuple[str, str]:
+    """Date and time (DA, TM) that a result of these images carries: of the latest image.
+
+    Not of the clock: a result that is built again after a crash must have the bytes of the first.
+    When it was built stands in the audit log. An image tells its acquisition, else its content,
+    series or study.
+    """
+    return max(_moment(header) for header in headers)
+
+
+def _moment(header: Dataset) -> tuple[str, str]:
+    for date_keyword, time_keyword in _MOMENTS:
+        if date := _date(text(header, date_keyword)):
+            return date, _time(text(header, time_keyword)) or _NO_TIME
+    return _NO_DATE, _NO_TIME
+
+
+def _add(normalised: Dataset, keyword: str, header: Dataset) -> None:
+    tag = Tag(keyword)
+    vr = dictionary_VR(tag)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of values that break a length limit: they stay as sent
+        if vr == VR.SQ:
+            normalised.add(DataElement(tag, vr, _transcoded(header, keyword)))
+        elif vr in (VR.DS, VR.IS, VR.US):
+            found = numbers(header, keyword)
+            plain = [int(n) for n in found or ()] if vr == VR.US else list(found or ())
+            normalised.add(DataElement(tag, vr, plain[0] if len(plain) == 1 else plain or None))
+        else:
+            normalised.add(DataElement(tag, vr, _plain(keyword, header)))
+
+
+def _plain(keyword: str, header: Dataset) -> str:
+    found = text(header, keyword)
+    if _UNDECODABLE in found:
+        raise UndecodableTextError(f"{keyword} is not text in the declared character set")
+    match keyword:
+        case "PatientBirthDate" | "StudyDate":
+            return _date(found)
+        case "StudyTime":
+            return _time(found)
+        case "PatientSex":
+            return found if found in ("M", "F", "O") else ""
+        case "PatientAge":
+            return found if _AGE.fullmatch(found) else ""
+        case "PatientName" | "ReferringPhysicianName":
+            # Empty trailing components mean nothing, and senders differ in them.
+            return "=".join(group.rstrip("^ ") for group in found.split("=")).rstrip("=")
+    return found
+
+
+def _date(found: str) -> str:
+    try:
+        return f"{DA(found):%Y%m%d}" if found else ""
+    except ValueError:
+        return ""
+
+
+def _time(found: str) -> str:
+    if not found:
+        return ""
+    try:
+        time = TM(found)
+    except ValueError:
+        return ""
+    return f"{time:%H%M%S}" + (f".{time.microsecond:06d}" if time.microsecond else "")
+
+
+def _transcoded(header: Dataset, keyword: str) -> Sequence:
+    items = []
+    for item in header[keyword].value or ():
+        copy = Dataset()
+        for element in item:
+            if element.keyword and element.VR in (VR.LO, VR.SH, VR.UT, VR.CS, VR.UI, VR.LT, VR.ST):
+                found = "\\".join(values(item, element.keyword))
+                copy.add(DataElement(element.tag, element.VR, found))
+        items.append(copy)
+    return Sequence(items)

@@ -1,0 +1,207 @@
+"""A DICOM Segmentation of regions of interest: BINARY, one segment per region.
+
+BINARY, since viewers read nothing else alike: OHIF 3.13 refuses FRACTIONAL and paints the first
+segment of a LABELMAP black.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import highdicom as hd
+import numpy as np
+import numpy.typing as npt
+from pydicom.dataset import Dataset
+from pydicom.sr.coding import Code
+from pydicom.uid import UID
+
+from dicom import codes
+from dicom.errors import ResultCheckError
+from dicom.identity import MANUFACTURER, UTF_8
+from dicom.part10 import part10_bytes, read_part10
+from dicom.volume import Grid
+
+Labels = npt.NDArray[np.int32]
+"""(slices, rows, columns) on the source grid: 0 background, else the number of a region."""
+
+
+@dataclass(frozen=True, slots=True)
+class Algorithm:
+    """What drew the regions."""
+
+    name: str
+    version: str
+    parameters: tuple[tuple[str, str], ...]
+    """Name and value of all that a reader needs to get the same result again."""
+    family: Code = codes.ARTIFICIAL_INTELLIGENCE
+
+
+@dataclass(frozen=True, slots=True)
+class RegionOfInterest:
+    """One region of a label map, and what it is."""
+
+    number: int
+    """Its value in the label map, and its SegmentNumber: 1, 2, 3 without a gap."""
+    label: str
+    tracking_uid: str
+    """Also in the report: it says that both speak of one region."""
+    category: Code
+    property_type: Code
+    colour_cielab: tuple[float, float, float]
+
+    @property
+    def tracking_id(self) -> str:
+        """For people; the UID is for programs."""
+        return self.label
+
+
+@dataclass(frozen=True, slots=True)
+class Equipment:
+    """What made an object, as the General Equipment Module says it."""
+
+    model_name: str
+    serial_number: str
+    software_versions: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectIdentity:
+    """Which object this is among the results of a series."""
+
+    sop_instance_uid: str
+    series_instance_uid: str
+    series_number: int
+    series_description: str
+    date: str
+    time: str
+    equipment: Equipment
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What the Segmentation as a whole says of itself."""
+
+    label: str
+    """CS, 16 characters: what many viewers list."""
+    description: str
+    """LO, 64 characters."""
+    algorithm: Algorithm
+    dimension_organization_uid: str
+
+
+def build_seg(
+    sources: Sequence[Dataset],
+    labels: Labels,
+    grid: Grid,
+    regions: Sequence[RegionOfInterest],
+    content: Content,
+    identity: ObjectIdentity,
+) -> Dataset:
+    """A Segmentation that lies on its source images, slice by slice.
+
+    Args:
+        sources: `identity.normalised_header` of the image of every slice, in slice order.
+        labels: On the grid of these images; holds the number of every region, and no other.
+        grid: Of the labels.
+        regions: In order of their numbers.
+        content: Label, description and algorithm.
+        identity: UIDs, series and dates.
+
+    Returns:
+        A dataset that shares nothing with `sources`. Only slices on which a region lies have
+        frames, and every frame names the image it lies on: OHIF paints one that does not on a
+        wrong slice, silently.
+
+    Raises:
+        ResultCheckError: Labels and regions, or labels and sources, do not belong together.
+
+    Source:
+        PS3.3 A.51 (Segmentation IOD), C.8.20.
+    """
+    _check_regions(sources, labels, grid, regions)
+    slice_mm, row_mm, column_mm = grid.spacing_mm
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydicom's, of values of the source that break their VR
+        built = hd.seg.Segmentation(
+            source_images=list(sources),
+            pixel_array=labels.astype(np.uint16),
+            segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
+            segment_descriptions=[_describe(region, content.algorithm) for region in regions],
+            series_instance_uid=identity.series_instance_uid,
+            series_number=identity.series_number,
+            sop_instance_uid=identity.sop_instance_uid,
+            instance_number=1,
+            manufacturer=MANUFACTURER,
+            manufacturer_model_name=identity.equipment.model_name,
+            software_versions=identity.equipment.software_versions,  # type: ignore[arg-type]  # it means any number
+            device_serial_number=identity.equipment.serial_number,
+            content_label=content.label,
+            content_description=content.description,
+            pixel_measures=hd.PixelMeasuresSequence(
+                pixel_spacing=(row_mm, column_mm),
+                # The thickness of a slab of the segmentation. That of the source's slices may be
+                # less than their distance, and no volume must be computed from it.
+                slice_thickness=slice_mm,
+                spacing_between_slices=slice_mm,
+            ),
+            omit_empty_frames=True,
+            series_description=identity.series_description,
+            specific_character_set=UTF_8,
+        )
+        seg = detached(built, identity)
+    # highdicom draws a random one.
+    seg.DimensionOrganizationSequence[0].DimensionOrganizationUID = UID(
+        content.dimension_organization_uid
+    )
+    for index in seg.DimensionIndexSequence:
+        index.DimensionOrganizationUID = UID(content.dimension_organization_uid)
+    return seg
+
+
+def detached(built: Dataset, identity: ObjectIdentity) -> Dataset:
+    """An object of highdicom as a plain dataset that shares no element, dated as we say."""
+    dataset = read_part10(part10_bytes(built))
+    dataset.SeriesDate = dataset.ContentDate = identity.date
+    dataset.SeriesTime = dataset.ContentTime = identity.time
+    # The clock of this machine: a rebuilt object would differ.
+    del dataset.InstanceCreationDate, dataset.InstanceCreationTime
+    return dataset
+
+
+def _describe(region: RegionOfInterest, algorithm: Algorithm) -> hd.seg.SegmentDescription:
+    return hd.seg.SegmentDescription(
+        segment_number=region.number,
+        segment_label=region.label,
+        segmented_property_category=region.category,
+        segmented_property_type=region.property_type,
+        algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+        algorithm_identification=hd.AlgorithmIdentificationSequence(
+            name=algorithm.name,
+            family=algorithm.family,
+            version=algorithm.version,
+            source=MANUFACTURER,
+            parameters=dict(algorithm.parameters),
+        ),
+        tracking_uid=region.tracking_uid,
+        tracking_id=region.tracking_id,
+        display_color=hd.color.CIELabColor(*region.colour_cielab),
+    )
+
+
+def _check_regions(
+    sources: Sequence[Dataset], labels: Labels, grid: Grid, regions: Sequence[RegionOfInterest]
+) -> None:
+    if labels.shape != grid.shape:
+        raise ResultCheckError(f"labels of shape {labels.shape} on a grid of {grid.shape}")
+    if len(sources) != grid.shape[0]:
+        raise ResultCheckError(f"{len(sources)} source images for {grid.shape[0]} slices")
+    if not regions:
+        raise ResultCheckError("a Segmentation of nothing: it needs a segment")
+    numbers = [region.number for region in regions]
+    present = np.unique(labels)
+    if numbers != list(range(1, len(regions) + 1)) or present[present != 0].tolist() != numbers:
+        raise ResultCheckError(
+            f"regions {numbers[:5]}... and labels {present.tolist()[:6]}... differ"
+        )

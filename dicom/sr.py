@@ -1,0 +1,286 @@
+"""A structured report of measurements (TID 1500), as a Comprehensive 3D SR.
+
+What a person reads first comes first: a summary in plain words. The measurements follow, coded, for
+programs: totals, then for every region a volumetric group that points to its segment and a planar
+group with its outline. OHIF shows a black pane for a report that has segment references alone; it
+draws the outline, and puts both groups together by their tracking UID.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import highdicom as hd
+import numpy as np
+from highdicom.sr import ContainerContentItem, ContentItem, ContentSequence, TextContentItem
+from highdicom.sr.enum import RelationshipTypeValues
+from pydicom.dataset import Dataset
+from pydicom.sr.codedict import codes as dictionary
+from pydicom.sr.coding import Code
+
+from dicom import codes
+from dicom.identity import MANUFACTURER, UTF_8
+from dicom.outline import outline
+from dicom.seg import Algorithm, Labels, ObjectIdentity, RegionOfInterest, detached
+
+
+@dataclass(frozen=True, slots=True)
+class Quantity:
+    """A measured value, as it is printed: already rounded to the decimals that mean something."""
+
+    name: Code
+    value: float
+    unit: Code
+    derivation: Code | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredRegion:
+    """A region of interest and what was measured of it."""
+
+    region: RegionOfInterest
+    quantities: tuple[Quantity, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """What was measured of all regions together; also there when no region was found."""
+
+    label: str
+    tracking_uid: str
+    finding: Code
+    site: Code
+    quantities: tuple[Quantity, ...]
+    evaluations: tuple[tuple[Code, Code], ...]
+    """Coded questions and answers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Everything a report says."""
+
+    statements: tuple[str, ...]
+    """Plain sentences, the most important first."""
+    procedure: Code
+    totals: Totals
+    regions: tuple[MeasuredRegion, ...]
+    algorithm: Algorithm
+    device_uid: str
+    device_name: str
+
+
+def build_sr(
+    sources: Sequence[Dataset],
+    labels: Labels,
+    seg: Dataset | None,
+    report: Report,
+    identity: ObjectIdentity,
+) -> Dataset:
+    """An unverified, preliminary report on source images and, if there is one, a Segmentation.
+
+    Args:
+        sources: `identity.normalised_header` of the image of every slice, in slice order.
+        labels: (slices, rows, columns) on their grid; the outlines are drawn from it.
+        seg: The Segmentation of these labels; None when there is no region.
+        report: What it says.
+        identity: UIDs, series and dates.
+
+    Returns:
+        A dataset that shares nothing with `sources` or `seg`.
+
+    Source:
+        PS3.16 TID 1500, 1410, 1411, 1501, 1600; PS3.3 A.35.13 (Comprehensive 3D SR).
+    """
+    if (seg is None) != (not report.regions):
+        raise ValueError("regions are reported exactly when there is a Segmentation of them")
+    groups: list[Any] = [_totals_group(report)]
+    for measured in report.regions:
+        assert seg is not None  # noqa: S101  # the check above
+        mask = labels == measured.region.number
+        groups.append(_volumetric_group(measured, mask.any(axis=(1, 2)), sources, seg, report))
+        groups.append(_outline_group(measured, mask, sources))
+    document = hd.sr.MeasurementReport(
+        observation_context=hd.sr.ObservationContext(observer_device_context=_observer(report)),
+        procedure_reported=report.procedure,
+        imaging_measurements=groups,
+        title=codes.IMAGING_MEASUREMENT_REPORT,
+    )
+    content = document[0].ContentSequence
+    # After the concept modifiers and the observer, where TID 1500 has the images: a reader should
+    # not have to scroll past them to what was found.
+    place = len(content) - 1
+    content.insert(place, _summary(report.statements))
+    content.insert(place + 1, _image_library(sources))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydicom's, of values of the source that break their VR
+        built = hd.sr.Comprehensive3DSR(
+            evidence=[*sources, *([seg] if seg is not None else [])],
+            content=document[0],
+            series_instance_uid=identity.series_instance_uid,
+            series_number=identity.series_number,
+            sop_instance_uid=identity.sop_instance_uid,
+            instance_number=1,
+            manufacturer=MANUFACTURER,
+            manufacturer_model_name=identity.equipment.model_name,
+            software_versions=identity.equipment.software_versions,
+            device_serial_number=identity.equipment.serial_number,
+            series_description=identity.series_description,
+            is_complete=True,
+            is_final=False,
+            is_verified=False,
+            specific_character_set=UTF_8,
+        )
+        return detached(built, identity)
+
+
+def _observer(report: Report) -> hd.sr.ObserverContext:
+    return hd.sr.ObserverContext(
+        observer_type=dictionary.DCM.Device,
+        observer_identifying_attributes=hd.sr.DeviceObserverIdentifyingAttributes(
+            uid=report.device_uid,
+            name=report.device_name,
+            manufacturer_name=MANUFACTURER,
+            model_name=f"{report.algorithm.name} {report.algorithm.version}",
+        ),
+    )
+
+
+def _totals_group(report: Report) -> hd.sr.MeasurementsAndQualitativeEvaluations:
+    """Without a reference to a segment: it speaks of all of them, or of none."""
+    totals = report.totals
+    return hd.sr.MeasurementsAndQualitativeEvaluations(
+        tracking_identifier=hd.sr.TrackingIdentifier(
+            uid=totals.tracking_uid, identifier=totals.label
+        ),
+        finding_type=totals.finding,
+        finding_sites=[hd.sr.FindingSite(anatomic_location=totals.site)],
+        algorithm_id=hd.sr.AlgorithmIdentification(
+            name=report.algorithm.name,
+            version=report.algorithm.version,
+            parameters=[f"{name}={value}" for name, value in report.algorithm.parameters],
+        ),
+        measurements=[_measurement(quantity) for quantity in totals.quantities],
+        qualitative_evaluations=[
+            hd.sr.QualitativeEvaluation(name=name, value=value)
+            for name, value in totals.evaluations
+        ],
+    )
+
+
+def _volumetric_group(
+    measured: MeasuredRegion,
+    slices: np.ndarray[tuple[int], np.dtype[np.bool_]],
+    sources: Sequence[Dataset],
+    seg: Dataset,
+    report: Report,
+) -> hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations:
+    region = measured.region
+    return hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
+        tracking_identifier=_tracking(region),
+        # Not ReferencedSegment.from_segmentation, which raises AttributeError for a Segmentation
+        # of one segment (highdicom 0.28.2).
+        referenced_segment=hd.sr.ReferencedSegment(
+            sop_class_uid=seg.SOPClassUID,
+            sop_instance_uid=seg.SOPInstanceUID,
+            segment_number=region.number,
+            source_images=[
+                hd.sr.SourceImageForSegmentation(source.SOPClassUID, source.SOPInstanceUID)
+                for source, touched in zip(sources, slices, strict=True)
+                if touched
+            ],
+        ),
+        finding_category=region.category,
+        finding_type=region.property_type,
+        algorithm_id=hd.sr.AlgorithmIdentification(
+            name=report.algorithm.name, version=report.algorithm.version
+        ),
+        measurements=[_measurement(quantity) for quantity in measured.quantities],
+    )
+
+
+def _outline_group(
+    measured: MeasuredRegion,
+    mask: np.ndarray[tuple[int, int, int], np.dtype[np.bool_]],
+    sources: Sequence[Dataset],
+) -> hd.sr.PlanarROIMeasurementsAndQualitativeEvaluations:
+    """Only the line. OHIF merges it with the volumetric group and would print numbers twice."""
+    drawn = outline(mask)
+    source = sources[drawn.slice_index]
+    return hd.sr.PlanarROIMeasurementsAndQualitativeEvaluations(
+        tracking_identifier=_tracking(measured.region),
+        referenced_region=hd.sr.ImageRegion(
+            graphic_type=hd.sr.GraphicTypeValues.POLYLINE,
+            graphic_data=drawn.points,
+            source_image=hd.sr.SourceImageForRegion(source.SOPClassUID, source.SOPInstanceUID),
+        ),
+        finding_category=measured.region.category,
+        finding_type=measured.region.property_type,
+    )
+
+
+def _tracking(region: RegionOfInterest) -> hd.sr.TrackingIdentifier:
+    return hd.sr.TrackingIdentifier(uid=region.tracking_uid, identifier=region.tracking_id)
+
+
+def _measurement(quantity: Quantity) -> hd.sr.Measurement:
+    return hd.sr.Measurement(
+        name=quantity.name,
+        value=quantity.value,
+        unit=quantity.unit,
+        derivation=quantity.derivation,
+    )
+
+
+def _summary(statements: Sequence[str]) -> ContentItem:
+    """TID 1500 is extensible; sentences in the root would stand apart from one another."""
+    container = ContainerContentItem(
+        name=codes.SUMMARY, relationship_type=RelationshipTypeValues.CONTAINS
+    )
+    container.ContentSequence = ContentSequence(
+        [
+            TextContentItem(
+                name=codes.COMMENT,
+                value=statement,
+                relationship_type=RelationshipTypeValues.CONTAINS,
+            )
+            for statement in statements
+        ]
+    )
+    return container
+
+
+def _image_library(sources: Sequence[Dataset]) -> ContentItem:
+    """Every image that was analysed. highdicom's own describes each in a dozen lines."""
+    described: list[ContentItem] = [
+        hd.sr.CodeContentItem(
+            name=codes.MODALITY,
+            value=codes.MAGNETIC_RESONANCE,
+            relationship_type=RelationshipTypeValues.HAS_ACQ_CONTEXT,
+        ),
+        hd.sr.UIDRefContentItem(
+            name=codes.FRAME_OF_REFERENCE_UID,
+            value=sources[0].FrameOfReferenceUID,
+            relationship_type=RelationshipTypeValues.HAS_ACQ_CONTEXT,
+        ),
+    ]
+    images: list[ContentItem] = [
+        hd.sr.ImageContentItem(
+            name=codes.SOURCE,
+            referenced_sop_class_uid=source.SOPClassUID,
+            referenced_sop_instance_uid=source.SOPInstanceUID,
+            relationship_type=RelationshipTypeValues.CONTAINS,
+        )
+        for source in sources
+    ]
+    group = ContainerContentItem(
+        name=codes.IMAGE_LIBRARY_GROUP, relationship_type=RelationshipTypeValues.CONTAINS
+    )
+    group.ContentSequence = ContentSequence([*described, *images])
+    library = ContainerContentItem(
+        name=codes.IMAGE_LIBRARY, relationship_type=RelationshipTypeValues.CONTAINS
+    )
+    library.ContentSequence = ContentSequence([group])
+    return library
