@@ -204,7 +204,7 @@ class Ensemble:
             yield logits
 
     def _mirrored(self, batch: Tensor) -> Tensor:
-        """Mean over the mirror images, in nnU-Net's order (`_internal_maybe_mirror_and_predict`)."""
+        """Mean over the mirror images, in nnU-Net's order."""
         axes = [axis + 2 for axis in self.mirroring_axes]
         combinations = [
             chosen
@@ -265,19 +265,22 @@ def build_network(pack: ModelPack) -> nn.Module:
 def _configuration(pack: ModelPack) -> dict[str, Any]:
     """The configuration of `plans.json`, once it and `dataset.json` agree with the manifest."""
     manifest, plans, dataset = pack.manifest, pack.read_json(PLANS), pack.read_json(DATASET)
-    configuration = plans.get("configurations", {}).get(manifest.configuration)
-    if not isinstance(configuration, dict):
-        raise ModelPackError(f"{PLANS} has no configuration {manifest.configuration!r}")
-    if len(dataset.get("channel_names", {})) != 1:
-        raise ModelPackUnsupportedError("the network takes other than one image channel")
-    if sorted(map(str, dataset.get("labels", {}).values())) != ["0", "1"]:
+    try:
+        configuration: dict[str, Any] = dict(plans["configurations"][manifest.configuration])
+        channels = len(dataset["channel_names"])
+        classes = sorted(map(str, dataset["labels"].values()))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ModelPackError(f"{PLANS} or {DATASET} is not nnU-Net's: {error!r}") from error
+    if channels != 1:
+        raise ModelPackUnsupportedError(f"the network takes {channels} image channels, not one")
+    if classes != ["0", "1"]:
         raise ModelPackUnsupportedError("the network tells other classes than background, lesion")
     if configuration.get("normalization_schemes") != ["NoNormalization"]:
         raise ModelPackUnsupportedError(
             "nnU-Net would normalise once more: a canvas pack is trained with `noNorm`"
         )
     canvas = manifest.canvas_spec()
-    if list(configuration.get("patch_size", ())) != [canvas.rows, canvas.columns]:
+    if configuration.get("patch_size") != [canvas.rows, canvas.columns]:
         raise ModelPackUnsupportedError(
             f"patch {configuration.get('patch_size')} is not the canvas"
             f" {canvas.rows} x {canvas.columns}: a slice goes through the network whole"
