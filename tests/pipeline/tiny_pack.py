@@ -8,12 +8,17 @@ from typing import Any
 import numpy as np
 
 from pipeline.model_pack import (
+    CARD,
+    DATASET,
+    PLANS,
     Canvas,
     Description,
     LeakRule,
+    Manifest,
     ModelPack,
     Summary,
     Weights,
+    weights_path,
     write_pack,
 )
 
@@ -163,3 +168,10 @@ def heads(slices: int, rows: int = ROWS, columns: int = COLUMNS, seed: int = 0) 
         texture = ndimage.gaussian_filter(random.normal(size=(rows, columns)), 2) * 1.5
         images[index][inside] = np.clip(0.53 + texture, 0, 1)[inside]
     return images
+
+
+def manifest(**changes: object) -> Manifest:
+    """A manifest without a pack behind it, for steps that only read its rules."""
+    description = describe(**changes)
+    names = [PLANS, DATASET, CARD, *(weights_path(fold) for fold in description.folds)]
+    return Manifest(**dict(description), files=dict.fromkeys(names, "0" * 64))
