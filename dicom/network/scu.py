@@ -68,6 +68,8 @@ class StoreResult:
     status: int | None
     """None: no answer, or the peer does not take this SOP Class or transfer syntax."""
     message: str = ""
+    accepted: bool = True
+    """False: the peer does not take this SOP Class or transfer syntax, so it was not sent."""
 
     @property
     def stored(self) -> bool:
@@ -181,7 +183,7 @@ def store(
                 results.append(_store_one(association, path, uid))
             else:
                 message = f"{peer.name} does not take {sop_class} as {syntax}"
-                results.append(StoreResult(path, uid, None, message))
+                results.append(StoreResult(path, uid, None, message, accepted=False))
     return tuple(results)
 
 

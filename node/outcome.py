@@ -1,0 +1,160 @@
+"""What passes between service and worker on disk: the order of a job, and its result folder.
+
+`results/<job_id>.order.json` says which files to analyse. `results/<job_id>/` holds the objects and
+`outcome.json`; it appears by a rename, so whoever sees it sees all of it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dicom.errors import Outcome
+from node.durable import PART_SUFFIX, sync_directory, write_durably
+
+OUTCOME_FILE = "outcome.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What a worker needs to know of a job. It never opens the ledger: it may be another host."""
+
+    workflow_id: str
+    """Tells an operator's retry from the same work done again after a crash."""
+    job: Mapping[str, Any]
+    """The ledger's record of the job; goes into `outcome.json`, to rebuild a lost ledger from."""
+    files: tuple[str, ...]
+    """The instances of the job's revision, relative to `data_dir`."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResultFile:
+    """One object of a result."""
+
+    kind: str
+    sop_instance_uid: str
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class JobOutcome:
+    """How the analysis of a job ended."""
+
+    outcome: Outcome
+    reason: str
+    explanation: str
+    workflow_id: str
+    """Of the order that led to it."""
+    research: bool
+    """The model is a research model: its results go to research destinations alone."""
+    objects: tuple[ResultFile, ...]
+
+
+class ResultsFolder:
+    """`data_dir/results`."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self.data_dir = data_dir
+        self.folder = data_dir / "results"
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def of(self, job_id: str) -> Path:
+        """The folder of a job's result."""
+        return self.folder / job_id
+
+    def write_order(self, job_id: str, order: Order) -> None:
+        """Say what is to be analysed; the same order once more changes nothing."""
+        content = {
+            "workflow_id": order.workflow_id,
+            "job": dict(order.job),
+            "files": list(order.files),
+        }
+        write_durably(self._order(job_id), json.dumps(content, indent=1).encode())
+
+    def read_order(self, job_id: str) -> Order:
+        """What is to be analysed."""
+        content = json.loads(self._order(job_id).read_bytes())
+        return Order(content["workflow_id"], content["job"], tuple(content["files"]))
+
+    def read(self, job_id: str) -> JobOutcome | None:
+        """How the analysis ended, or None while there is no result."""
+        folder = self.of(job_id)
+        try:
+            content = json.loads((folder / OUTCOME_FILE).read_bytes())
+        except FileNotFoundError:
+            return None
+        return JobOutcome(
+            outcome=Outcome(content["outcome"]),
+            reason=content["reason"],
+            explanation=content["explanation"],
+            workflow_id=content["workflow_id"],
+            research=content["research"],
+            objects=tuple(
+                ResultFile(one["kind"], one["sop_instance_uid"], folder / one["file"])
+                for one in content["objects"]
+            ),
+        )
+
+    def begin(self, job_id: str) -> Path:
+        """An empty folder to build a result in; what a crash left there is thrown away."""
+        part = self._part(job_id)
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(mode=0o700)
+        return part
+
+    def finish(self, job_id: str, outcome: JobOutcome, order: Order, report: Any) -> None:  # noqa: ANN401  # JSON
+        """Complete the folder that `begin` gave with its `outcome.json`, and let it appear."""
+        part, folder = self._part(job_id), self.of(job_id)
+        content = {
+            "job": dict(order.job),
+            "workflow_id": outcome.workflow_id,
+            "outcome": outcome.outcome.value,
+            "reason": outcome.reason,
+            "explanation": outcome.explanation,
+            "research": outcome.research,
+            "objects": [
+                {"kind": o.kind, "sop_instance_uid": o.sop_instance_uid, "file": o.path.name}
+                for o in outcome.objects
+            ],
+            "report": report,
+        }
+        for path in part.iterdir():
+            _make_durable(path)
+        write_durably(part / OUTCOME_FILE, json.dumps(content, indent=1).encode())
+        shutil.rmtree(folder, ignore_errors=True)  # of a failed attempt before an operator's retry
+        part.rename(folder)
+        sync_directory(self.folder)
+
+    def remove(self, job_id: str) -> None:
+        """Delete the result and the order of a job."""
+        shutil.rmtree(self.of(job_id), ignore_errors=True)
+        self._order(job_id).unlink(missing_ok=True)
+        self.attempts(job_id).unlink(missing_ok=True)
+
+    def attempts(self, job_id: str) -> Path:
+        """Where the worker notes its attempts at a job."""
+        return self.folder / f"{job_id}.attempts"
+
+    def relative(self, paths: Sequence[Path]) -> tuple[str, ...]:
+        """Paths below `data_dir` as an order names them."""
+        return tuple(path.relative_to(self.data_dir).as_posix() for path in paths)
+
+    def _order(self, job_id: str) -> Path:
+        return self.folder / f"{job_id}.order.json"
+
+    def _part(self, job_id: str) -> Path:
+        return self.folder / f"{job_id}{PART_SUFFIX}"
+
+
+def _make_durable(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fchmod(descriptor, 0o600)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

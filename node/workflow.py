@@ -1,0 +1,362 @@
+"""What the node owes for a series: received -> delivered, in durable steps.
+
+    series      (service)   prepare -> analysis, on a worker -> conclude -> one delivery each
+    analysis    (worker)    the pixels: volume, brain, lesions, objects
+    delivery    (service)   look, send what is missing, look again; pause; settle
+
+Every step may run twice, after a crash, and is written so that twice is once. The ledger says what
+is owed and where it stands; the engine only drives, and `Casework.resume` makes its work anew.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+
+import structlog
+from dbos import (
+    DBOS,
+    DBOSConfiguredInstance,
+    PortableWorkflowError,
+    SetEnqueueOptions,
+    SetWorkflowID,
+)
+from dbos import error as dbos_error
+
+from config.settings import Destination, Settings
+from dicom.errors import Outcome
+from node.delivery import ARRIVED, Delivered, ObjectState, deliver, wanted
+from node.engine import ACTIVE, Engine, WorkQueue
+from node.ledger import ENDS, UNFINISHED, Job, Ledger, SeriesState, UnknownJobError
+from node.outcome import JobOutcome, Order, ResultsFolder
+
+log = structlog.get_logger(__name__)
+
+WORKFLOW_VERSION = "flairnode-1"
+"""Raised when the steps of a workflow change, and only then: a workflow begun under one version is
+run by no other (tests/node/test_workflow.py holds the steps of each version)."""
+
+SERIES = WorkQueue("series", worker_concurrency=16)
+"""Most of a series' time is waiting for its analysis; 16 threads that wait cost nothing."""
+ANALYSIS = WorkQueue("analysis", worker_concurrency=1)
+"""One case at a time on one device."""
+ROUTINE = 10
+"""Priority of what comes by itself; lower runs first, and leaves room for urgent work."""
+ENGINE_ATTEMPTS = 30
+"""The worker counts its own deaths at a case (`node.worker`). This is DBOS' count, which takes
+restarts of the whole node for deaths as well: the last resort, not the rule."""
+
+DONE, AGAIN, REFUSED, VOID = "done", "again", "refused", "void"
+NO_DESTINATION = "no-destination"
+NO_RESEARCH_DESTINATION = "no-destination-for-research"
+UNREACHABLE = "destination-unreachable"
+REFUSED_BY_DESTINATION = "destination-refused"
+SUPERSEDED = "superseded"
+POISON = "poison"
+
+
+def delivery_queue(destination: Destination) -> WorkQueue:
+    """The queue of one destination: a dead one blocks only itself."""
+    return WorkQueue(f"delivery-{destination.peer}", worker_concurrency=4)
+
+
+@DBOS.dbos_class()
+class Analysis(DBOSConfiguredInstance):
+    """The part of a case that runs on a worker. In the service it can only be enqueued."""
+
+    def __init__(self, analyse: Callable[[str], Outcome] | None = None) -> None:
+        super().__init__("analysis")
+        self._analyse = analyse
+
+    @DBOS.workflow(name="analysis", max_recovery_attempts=ENGINE_ATTEMPTS)
+    def run(self, job_id: str) -> str:
+        """Analyse a job; the result is on disk when this returns."""
+        return self.analyse(job_id)
+
+    @DBOS.step(name="analyse")
+    def analyse(self, job_id: str) -> str:
+        """How it ended; the rest is in the result folder."""
+        if self._analyse is None:
+            raise RuntimeError("this process holds no pixels: analyses run on workers")
+        return self._analyse(job_id).value
+
+
+@DBOS.dbos_class()
+class Casework(DBOSConfiguredInstance):
+    """Everything the service does for a series once its study is closed."""
+
+    def __init__(
+        self, settings: Settings, ledger: Ledger, results: ResultsFolder, engine: Engine
+    ) -> None:
+        super().__init__("casework")
+        self._settings = settings
+        self._ledger = ledger
+        self._results = results
+        self._engine = engine
+        self._analysis = Analysis()
+        self._settling = threading.Lock()
+
+    # --- the story ---------------------------------------------------------------------------
+
+    @DBOS.workflow(name="series")
+    def series(self, job_id: str, workflow_id: str) -> None:
+        """Received -> results on their way to every destination, or an end with its reason."""
+        if not self.prepare(job_id, workflow_id):
+            return
+        outcome = self._wait_for_analysis(job_id, workflow_id)
+        for peer in self.conclude(job_id, outcome):
+            self._start_delivery(job_id, workflow_id, peer)
+
+    @DBOS.workflow(name="delivery")
+    def delivery(self, job_id: str, peer: str) -> None:
+        """A result to one destination; pauses between attempts survive a restart."""
+        plan = self._settings.delivery
+        answer = self.attempt(job_id, peer)
+        for number in range(plan.attempts - 1):
+            if answer != AGAIN:
+                break
+            DBOS.sleep(plan.first_pause_s * plan.backoff**number)
+            answer = self.attempt(job_id, peer)
+        self.settle(job_id, peer)
+
+    # --- steps -------------------------------------------------------------------------------
+
+    @DBOS.step(name="prepare")
+    def prepare(self, job_id: str, workflow_id: str) -> bool:
+        """Write the order for the worker; False for a job that came to an end meanwhile."""
+        job = self._ledger.job(job_id)
+        if job.state in ENDS or job.workflow_id != workflow_id:
+            return False
+        if self._ledger.is_superseded(job_id):
+            self._ledger.set_state(job_id, Outcome.SKIPPED, SUPERSEDED)
+            return False
+        files = self._results.relative(self._ledger.paths_of(job_id))
+        order = Order(workflow_id, self._ledger.job_record(job_id), files)
+        self._results.write_order(job_id, order)
+        return True
+
+    @DBOS.step(name="conclude")
+    def conclude(self, job_id: str, outcome: str) -> list[str]:
+        """Bring the analysis into the ledger; the names of the peers that are to have results."""
+        if self._ledger.job(job_id).state in ENDS:
+            return []
+        result = self._results.read(job_id)
+        if not outcome or result is None:
+            self._end(job_id, Outcome.FAILED, POISON, "the analysis ended its worker each time")
+            return []
+        if result.outcome is not Outcome.ANALYSED:
+            self._end(job_id, result.outcome, result.reason, result.explanation)
+            return []
+        if self._ledger.is_superseded(job_id):
+            self._end(job_id, Outcome.SKIPPED, SUPERSEDED)
+            return []
+        destinations = self._destinations(result)
+        if not destinations:
+            research = result.research and bool(self._settings.destinations)
+            reason = NO_RESEARCH_DESTINATION if research else NO_DESTINATION
+            self._end(job_id, Outcome.HELD, reason)
+            return []
+        self._ledger.set_state(job_id, SeriesState.DELIVERING)
+        return [destination.peer for destination in destinations]
+
+    @DBOS.step(name="attempt")
+    def attempt(self, job_id: str, peer: str) -> str:
+        """One attempt at one destination, written into the ledger object by object."""
+        job, result = self._ledger.job(job_id), self._results.read(job_id)
+        destination = self._destination(peer)
+        if result is None or destination is None or self._is_void(job):
+            return VOID
+        delivered = deliver(
+            wanted(result.objects, destination),
+            destination,
+            self._settings.peer(peer),
+            ae_title=self._settings.node.ae_title,
+            timeout_s=self._settings.delivery.timeout_s,
+        )
+        for uid, state in delivered.states.items():
+            self._ledger.record_delivery(job_id, peer, uid, state)
+        return _answer(job_id, peer, delivered)
+
+    @DBOS.step(name="settle")
+    def settle(self, job_id: str, peer: str) -> str:
+        """The attempts at a peer are over: read from all deliveries where the job stands."""
+        # Two deliveries that end together must not overwrite each other's view.
+        with self._settling:
+            for one in self._ledger.deliveries(job_id):
+                if one.destination == peer and one.state == ObjectState.TRYING:
+                    self._ledger.record_delivery(
+                        job_id, peer, one.sop_instance_uid, ObjectState.UNREACHABLE
+                    )
+            job, result = self._ledger.job(job_id), self._results.read(job_id)
+            if job.state in ENDS and job.state is not SeriesState.HELD:
+                return job.state.value
+            if self._ledger.is_superseded(job_id):
+                return self._end(job_id, Outcome.SKIPPED, SUPERSEDED)
+            if result is None:
+                return job.state.value
+            return self._settle_deliveries(job_id, result)
+
+    # --- driving -----------------------------------------------------------------------------
+
+    def submit(self, job: Job) -> None:
+        """See to it that a job is worked on. As often as one likes."""
+        self._engine.enqueue(
+            SERIES.name, job.workflow_id, ROUTINE, self.series, job.job_id, job.workflow_id
+        )
+
+    def resume(self) -> int:
+        """Enqueue anew whatever the ledger says is owed and no workflow works on; how many.
+
+        Heals a lost or changed engine database, an operator's retry, and a workflow that ended
+        otherwise than its ledger entry.
+        """
+        count = 0
+        unfinished = self._ledger.jobs(UNFINISHED)
+        driven = {_job_of(name) for name in self._engine.active()} if unfinished else set[str]()
+        for job in unfinished:
+            if job.job_id in driven:
+                continue
+            # Read after the workflows: each writes its end into the ledger before it ends.
+            states = self._engine.states(job.job_id)
+            owed = self._ledger.job(job.job_id).state in UNFINISHED
+            if owed and not any(state in ACTIVE for state in states.values()):
+                self._engine.forget(states)
+                self.submit(job)
+                count += 1
+        return count
+
+    def mark_running(self) -> None:
+        """Show in the ledger which jobs a worker has taken."""
+        if not self._ledger.jobs(SeriesState.QUEUED, limit=1):
+            return
+        for workflow_id in self._engine.running(ANALYSIS.name):
+            with suppress(UnknownJobError):
+                job = self._ledger.job(_job_of(workflow_id))
+                if job.state is SeriesState.QUEUED:
+                    self._ledger.set_state(job.job_id, SeriesState.RUNNING)
+
+    def held_for(self) -> Mapping[str, list[str]]:
+        """Peer -> jobs that wait for it to answer again."""
+        waiting: dict[str, list[str]] = {}
+        for job in self._ledger.jobs(SeriesState.HELD):
+            if job.reason != UNREACHABLE:
+                continue
+            late = {
+                one.destination
+                for one in self._ledger.deliveries(job.job_id)
+                if one.state == ObjectState.UNREACHABLE
+            }
+            for peer in late:
+                waiting.setdefault(peer, []).append(job.job_id)
+        return waiting
+
+    def deliver_again(self, job_id: str, peer: str) -> None:
+        """Another round of attempts for a held delivery; nothing when one is under way."""
+        workflow_id = self._ledger.job(job_id).workflow_id
+        destination = self._destination(peer)
+        if destination is None:
+            self.settle(job_id, peer)  # the site took that destination out of its settings
+            return
+        name = _delivery_id(workflow_id, peer)
+        if self._engine.states(name).get(name) in ACTIVE:
+            return
+        self._engine.forget([name])
+        self._engine.enqueue(
+            delivery_queue(destination).name, name, ROUTINE, self.delivery, job_id, peer
+        )
+
+    def reclaim(self, executors: set[str]) -> None:
+        """At start: work that no process of this node would ever take up again."""
+        others = self._engine.forget_other_versions()
+        if others:
+            log.warning("engine.other-version", workflows=others)
+        for workflow_id in self._engine.forget_strangers(ANALYSIS.name, executors):
+            job_id = _job_of(workflow_id)
+            try:
+                self._ledger.job(job_id)
+            except UnknownJobError:
+                continue
+            self._engine.enqueue(ANALYSIS.name, workflow_id, ROUTINE, self._analysis.run, job_id)
+
+    # --- helpers -----------------------------------------------------------------------------
+
+    def _wait_for_analysis(self, job_id: str, workflow_id: str) -> str:
+        """The outcome, or "" when the engine gave up on it."""
+        with SetWorkflowID(f"{workflow_id}.analysis"), SetEnqueueOptions(priority=ROUTINE):
+            handle = DBOS.enqueue_workflow(ANALYSIS.name, self._analysis.run, job_id)
+        try:
+            return handle.get_result(polling_interval_sec=self._settings.engine.poll_s)
+        except (dbos_error.DBOSException, PortableWorkflowError):
+            return ""  # the worker catches everything of its own: this is DBOS' last resort
+
+    def _start_delivery(self, job_id: str, workflow_id: str, peer: str) -> None:
+        destination = self._destination(peer)
+        if destination is None:
+            return
+        name = _delivery_id(workflow_id, peer)
+        with SetWorkflowID(name), SetEnqueueOptions(priority=ROUTINE):
+            DBOS.enqueue_workflow(delivery_queue(destination).name, self.delivery, job_id, peer)
+
+    def _destination(self, peer: str) -> Destination | None:
+        return next((one for one in self._settings.destinations if one.peer == peer), None)
+
+    def _destinations(self, result: JobOutcome) -> list[Destination]:
+        """Promise 5: a research model's results go to nobody who has not asked for research."""
+        return [one for one in self._settings.destinations if one.research or not result.research]
+
+    def _is_void(self, job: Job) -> bool:
+        ended = job.state in ENDS and job.state is not SeriesState.HELD
+        return ended or self._ledger.is_superseded(job.job_id)
+
+    def _settle_deliveries(self, job_id: str, result: JobOutcome) -> str:
+        known = {
+            (one.destination, one.sop_instance_uid): one.state
+            for one in self._ledger.deliveries(job_id)
+        }
+        refused, unreachable, pending = [], [], False
+        unconfirmed = []
+        for destination in self._destinations(result):
+            states = {
+                known.get((destination.peer, one.sop_instance_uid))
+                for one in wanted(result.objects, destination)
+            }
+            if ObjectState.UNREACHABLE in states:
+                unreachable.append(destination.peer)
+            elif ObjectState.REFUSED in states:
+                refused.append(destination.peer)
+            elif not states <= ARRIVED:
+                pending = True
+            elif ObjectState.UNCONFIRMED in states:
+                unconfirmed.append(destination.peer)
+        if pending:
+            return self._ledger.job(job_id).state.value
+        if unreachable:
+            explanation = f"tried again once it answers: {', '.join(unreachable)}"
+            return self._end(job_id, Outcome.HELD, UNREACHABLE, explanation)
+        if refused:
+            explanation = f"will not take it: {', '.join(refused)}"
+            return self._end(job_id, Outcome.HELD, REFUSED_BY_DESTINATION, explanation)
+        explanation = f"not confirmed by query: {', '.join(unconfirmed)}" if unconfirmed else ""
+        return self._end(job_id, Outcome.DELIVERED, "", explanation)
+
+    def _end(self, job_id: str, outcome: Outcome, reason: str = "", explanation: str = "") -> str:
+        job = self._ledger.set_state(job_id, outcome, reason, explanation)
+        log.info("case.ended", job=job_id, state=job.state.value, reason=job.reason)
+        return job.state.value
+
+
+def _answer(job_id: str, peer: str, delivered: Delivered) -> str:
+    if delivered.arrived:
+        log.info("delivery.arrived", job=job_id, peer=peer, objects=len(delivered.states))
+        return DONE
+    log.warning("delivery.missing", job=job_id, peer=peer, why=delivered.message)
+    return AGAIN if delivered.worth_another_attempt else REFUSED
+
+
+def _delivery_id(workflow_id: str, peer: str) -> str:
+    return f"{workflow_id}.to.{peer}"
+
+
+def _job_of(workflow_id: str) -> str:
+    return workflow_id.split(".", 1)[0]
