@@ -212,7 +212,10 @@ def _template() -> tuple[Floats, Floats, Mask, Point]:
     if package is None or package.origin is None:
         raise FileNotFoundError("nilearn is not installed: it holds the MNI152 maps")
     folder = Path(package.origin).parent / "datasets" / "data"
-    images = {name: nibabel.load(folder / _ICBM.format(map=name)) for name in ("t1", "wm", "gm")}
+    images = {
+        name: nibabel.Nifti1Image.from_filename(folder / _ICBM.format(map=name))
+        for name in ("t1", "wm", "gm")
+    }
     # NIfTI indices run to the right, front and top (RAS): turned to LPS.
     stored = {
         name: np.asarray(image.dataobj).transpose(2, 1, 0)[:, ::-1, ::-1]
@@ -227,9 +230,9 @@ def _template() -> tuple[Floats, Floats, Mask, Point]:
         return np.pad(stored[name][box], _ROOM)
 
     brain = np.asarray(ndimage.binary_fill_holes(cut("t1") > 0), bool)
-    white, grey = (cut(name).astype(np.float32) / 255 for name in ("wm", "gm"))
+    white, grey = (cut(name).astype(np.float32) / np.float32(255) for name in ("wm", "gm"))
     start = np.array([side.start for side in box]) - [before for before, _ in _ROOM]
-    return white, grey, brain, origin - start
+    return white, grey, brain, np.asarray(origin - start, float)
 
 
 def _head_affine(origin: Point, rng: np.random.Generator) -> Affine:
@@ -297,7 +300,7 @@ class _Plan(NamedTuple):
     """So many lesions of one kind, and how large: half the long axis in mm."""
 
     kind: LesionKind
-    count: int
+    wanted: int
     half_length_mm: tuple[float, float]
     ovoids: int
 
@@ -329,7 +332,7 @@ def _plant(
     contrast = np.zeros_like(white)
     planted: list[PlantedLesion] = []
     for plan in _PLANS:
-        for _ in range(plan.count):
+        for _ in range(plan.wanted):
             ovoids = _place(plan, sites, rng)
             drawn = _draw(ovoids, texture, white)
             volume_mm3 = float(drawn.mask.sum()) * voxel_mm**3
@@ -396,7 +399,8 @@ class _Sites:
         sizes[0] = 0
         ventricle = labels == int(sizes.argmax())
         distance = np.asarray(ndimage.distance_transform_edt(~ventricle), np.float32) * half_mm
-        away = np.stack(np.gradient(ndimage.gaussian_filter(distance, 1.5))).astype(np.float32)
+        slopes: list[Floats] = list(np.gradient(ndimage.gaussian_filter(distance, 1.5)))
+        away = np.stack(slopes).astype(np.float32)
         pure = white[::2, ::2, ::2] > 0.9
         # Above the brain stem: no higher than the lower end of the ventricles.
         pure[: int(np.argwhere(ventricle)[:, 0].min())] = False
@@ -415,7 +419,8 @@ class _Sites:
 
     def draw(self, kind: LesionKind, rng: np.random.Generator) -> Point:
         candidates = np.argwhere(self.allowed[kind])
-        return 2.0 * candidates[rng.integers(len(candidates))] + rng.uniform(-0.5, 0.5, 3)
+        chosen: Point = 2.0 * candidates[rng.integers(len(candidates))]
+        return chosen + rng.uniform(-0.5, 0.5, 3)
 
     def direction(self, centre: Point) -> Point:
         at = tuple(np.clip(np.rint(centre / 2).astype(int), 0, np.array(self.away.shape[1:]) - 1))
@@ -468,7 +473,7 @@ def _draw(ovoids: Sequence[_Ovoid], roughness: Floats, white: Floats) -> _Drawn:
         along = offset @ ovoid.direction
         across = np.maximum((offset**2).sum(-1) - along**2, 0)
         radius = np.sqrt((along / ovoid.half_length) ** 2 + across / ovoid.half_width**2)
-        mask |= radius < 1 + 0.15 * roughness[box]
+        mask |= radius < 1 + 0.10 * roughness[box]
     mask &= white[box] > 0.35
     labels, count = ndimage.label(mask)
     if count > 1:  # crumbs behind a strip of grey matter belong to nobody
@@ -508,7 +513,7 @@ def acquire(
         total += ndimage.affine_transform(
             source, to_head[:3, :3], offset, output_shape=grid.shape, order=1, output=np.float32
         )
-    return total / PLANES_PER_SLAB
+    return total / np.float32(PLANES_PER_SLAB)
 
 
 def signal(head: Head, contrast: Contrast) -> Floats:
