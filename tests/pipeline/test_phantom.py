@@ -74,7 +74,7 @@ def test_tissue_levels_are_those_measured_on_real_flair(phantom: Phantom) -> Non
         sampled = ndimage.affine_transform(
             fraction, to_head[:3, :3], to_head[:3, 3], output_shape=volume.grid.shape, order=1
         )
-        eroded: Mask = ndimage.binary_erosion(sampled > 0.9, np.ones((1, 3, 3)))
+        eroded: Mask = ndimage.binary_erosion(sampled > 0.9, np.ones((1, 3, 3), bool))
         return eroded & ~phantom.lesions
 
     white = level(phantom, pure(head.white))
