@@ -13,6 +13,7 @@ from typing import NoReturn
 
 import numpy as np
 import numpy.typing as npt
+from pydicom.datadict import keyword_for_tag
 from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
 from pydicom.uid import Comprehensive3DSRStorage, SegmentationStorage
@@ -21,7 +22,7 @@ from pydicom.valuerep import VR
 from dicom import codes
 from dicom.errors import ResultCheckError
 from dicom.identity import DESCRIPTION, IDENTITY, MANUFACTURER, UTF_8
-from dicom.outline import outline
+from dicom.outline import Footprint, footprints
 from dicom.seg import Labels, RegionOfInterest
 from dicom.sr import MeasuredRegion, Quantity, Report
 from dicom.volume import Grid
@@ -171,12 +172,14 @@ def check_sr(
     if found != {_TOTALS: 1, _VOLUMETRIC: count, _PLANAR: count}:
         _fail(f"measurement groups by template {found} for {count} regions")
     _check_totals(by_template[_TOTALS][0], report)
+    lies = footprints(labels)
     for measured, volumetric, planar in zip(
         report.regions, by_template[_VOLUMETRIC], by_template[_PLANAR], strict=True
     ):
         assert seg is not None  # noqa: S101  # _check_evidence
-        _check_volumetric(volumetric, measured, sources, seg, labels)
-        _check_planar(planar, measured, sources, labels)
+        footprint = lies[measured.region.number]
+        _check_volumetric(volumetric, measured, sources, seg, footprint)
+        _check_planar(planar, measured, sources, footprint)
 
 
 # --- Segmentation ------------------------------------------------------------------------------
@@ -296,7 +299,7 @@ def _check_volumetric(
     measured: MeasuredRegion,
     sources: Sequence[Dataset],
     seg: Dataset,
-    labels: Labels,
+    footprint: Footprint,
 ) -> None:
     number = measured.region.number
     _check_tracking(group, measured.region.tracking_uid, measured.region.tracking_id)
@@ -310,25 +313,22 @@ def _check_volumetric(
         for item in group.ContentSequence
         if item.ValueType == "IMAGE" and item not in segments
     ]
-    touched = (labels == number).any(axis=(1, 2))
-    lies_on = (one for one, here in zip(sources, touched, strict=True) if here)
-    if sorted(images) != sorted(str(one.SOPInstanceUID) for one in lies_on):
+    if sorted(images) != sorted(str(sources[index].SOPInstanceUID) for index in footprint.slices):
         _fail(f"region {number} names other images than it lies on")
 
 
 def _check_planar(
-    group: Dataset, measured: MeasuredRegion, sources: Sequence[Dataset], labels: Labels
+    group: Dataset, measured: MeasuredRegion, sources: Sequence[Dataset], footprint: Footprint
 ) -> None:
     number = measured.region.number
     _check_tracking(group, measured.region.tracking_uid, measured.region.tracking_id)
     _check_quantities(group, (), f"outline {number}")
     line = _only(_named(group, codes.IMAGE_REGION), "Image Region")
-    drawn = outline(labels == number)
     uid, _ = _reference(_only(line.get("ContentSequence"), "image of an outline"))
-    if uid != str(sources[drawn.slice_index].SOPInstanceUID):
+    if uid != str(sources[footprint.largest_slice].SOPInstanceUID):
         _fail(f"outline {number} is drawn on another slice")
     points = np.array(line.GraphicData, float).reshape(-1, 2)
-    if line.GraphicType != "POLYLINE" or not np.array_equal(points, drawn.points):
+    if line.GraphicType != "POLYLINE" or not np.array_equal(points, footprint.outline):
         _fail(f"outline {number} is not that of its segment")
 
 
@@ -366,14 +366,17 @@ def _check_quantities(group: Dataset, expected: Sequence[Quantity], what: str) -
 
 
 def _uids(dataset: Dataset) -> Iterator[tuple[str, str]]:
-    for element in dataset:
+    """Every UID in an object, at any depth, as it stands in the file."""
+    for tag in list(dataset.keys()):
+        element = dataset.get_item(tag)  # not converted yet: a report has ten thousand elements
         if element.VR == VR.SQ:
-            for item in element.value:
+            for item in dataset[tag].value:
                 yield from _uids(item)
-        elif element.VR == VR.UI and element.value:
-            several = element.value if element.VM > 1 else [element.value]
-            for uid in several:
-                yield element.keyword, str(uid)
+        elif element.VR == VR.UI:
+            value = element.value or ""
+            text = value.decode("ascii", "replace") if isinstance(value, bytes) else str(value)
+            for uid in filter(None, text.rstrip("\0").split("\\")):
+                yield keyword_for_tag(tag), uid
 
 
 def _items(item: Dataset) -> Iterator[Dataset]:

@@ -1,4 +1,4 @@
-"""The outline of a region on one slice, for viewers that draw lines but no Segmentation."""
+"""Where a region lies, and its outline on one slice, for viewers that draw lines alone."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+Labels = npt.NDArray[np.int32]
 Mask = npt.NDArray[np.bool_]
 Points = npt.NDArray[np.float64]
 
@@ -16,29 +17,39 @@ _STEPS = ((0, 1), (1, 0), (0, -1), (-1, 0))  # right, down, left, up: (row, colu
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Outline:
-    """A closed line around the largest area of a region on its largest slice."""
+class Footprint:
+    """The slices a region lies on, and a line around its largest area."""
 
-    slice_index: int
-    points: Points
-    """(n, 2) corners as (column, row), the first repeated at the end. (0, 0) is the outer corner
-    of the first pixel and (1, 1) the opposite corner of it: PS3.3 C.18.6.1.1."""
+    slices: tuple[int, ...]
+    """Index of every slice with a voxel of it."""
+    largest_slice: int
+    """Where its area is largest; of equal ones the first."""
+    outline: Points
+    """On that slice: (n, 2) corners as (column, row), the first repeated at the end. (0, 0) is the
+    outer corner of the first pixel, (1, 1) the opposite one (PS3.3 C.18.6.1.1). Where the region
+    has several areas on the slice, this is the largest: a measurement group holds one line. Holes
+    are not drawn."""
 
 
-def outline(mask: Mask) -> Outline:
-    """Outline of a region on the slice where its area is largest; of equal ones the first.
-
-    Where the region has several areas on that slice, the largest of them is drawn: a measurement
-    group holds one line. Holes are not drawn.
-
-    Args:
-        mask: (slices, rows, columns), not empty.
-    """
-    areas = mask.sum(axis=(1, 2))
-    slice_index = int(np.argmax(areas))
-    parts, count = ndimage.label(mask[slice_index], structure=_TOUCHING)
-    sizes = np.bincount(parts.ravel(), minlength=count + 1)[1:]
-    return Outline(slice_index, _border(parts == 1 + int(np.argmax(sizes))))
+def footprints(labels: Labels) -> dict[int, Footprint]:
+    """Footprint of every region of a label map (slices, rows, columns), by number."""
+    found = {}
+    boxes: list[tuple[slice, slice, slice] | None] = ndimage.find_objects(labels)
+    for number, box in enumerate(boxes, start=1):
+        if box is None:
+            continue
+        mask = labels[box] == number
+        areas = mask.sum(axis=(1, 2))
+        largest = int(np.argmax(areas))
+        parts, count = ndimage.label(mask[largest], structure=_TOUCHING)
+        sizes = np.bincount(parts.ravel(), minlength=count + 1)[1:]
+        offset = np.array([box[2].start, box[1].start])
+        found[number] = Footprint(
+            slices=tuple(int(index) + box[0].start for index in np.flatnonzero(areas)),
+            largest_slice=largest + box[0].start,
+            outline=_border(parts == 1 + int(np.argmax(sizes))) + offset,
+        )
+    return found
 
 
 def _border(area: Mask) -> Points:

@@ -20,7 +20,7 @@ from pydicom.uid import UID
 from dicom import codes
 from dicom.errors import ResultCheckError
 from dicom.identity import MANUFACTURER, UTF_8
-from dicom.part10 import part10_bytes, read_part10
+from dicom.part10 import part10_bytes
 from dicom.volume import Grid
 
 Labels = npt.NDArray[np.int32]
@@ -98,8 +98,8 @@ def build_seg(
     regions: Sequence[RegionOfInterest],
     content: Content,
     identity: ObjectIdentity,
-) -> Dataset:
-    """A Segmentation that lies on its source images, slice by slice.
+) -> bytes:
+    """A Segmentation that lies on its source images, slice by slice, as a file.
 
     Args:
         sources: `identity.normalised_header` of the image of every slice, in slice order.
@@ -110,9 +110,9 @@ def build_seg(
         identity: UIDs, series and dates.
 
     Returns:
-        A dataset that shares nothing with `sources`. Only slices on which a region lies have
-        frames, and every frame names the image it lies on: OHIF paints one that does not on a
-        wrong slice, silently.
+        The bytes, and not highdicom's object, which shares elements with `sources`. Only slices
+        on which a region lies have frames, and every frame names the image it lies on: OHIF paints
+        one that does not on a wrong slice, silently.
 
     Raises:
         ResultCheckError: Labels and regions, or labels and sources, do not belong together.
@@ -150,24 +150,20 @@ def build_seg(
             series_description=identity.series_description,
             specific_character_set=UTF_8,
         )
-        seg = detached(built, identity)
-    # highdicom draws a random one.
-    seg.DimensionOrganizationSequence[0].DimensionOrganizationUID = UID(
-        content.dimension_organization_uid
-    )
-    for index in seg.DimensionIndexSequence:
-        index.DimensionOrganizationUID = UID(content.dimension_organization_uid)
-    return seg
+        # highdicom draws a random one.
+        organization = UID(content.dimension_organization_uid)
+        for item in (*built.DimensionOrganizationSequence, *built.DimensionIndexSequence):
+            item.DimensionOrganizationUID = organization
+        return dated_bytes(built, identity)
 
 
-def detached(built: Dataset, identity: ObjectIdentity) -> Dataset:
-    """An object of highdicom as a plain dataset that shares no element, dated as we say."""
-    dataset = read_part10(part10_bytes(built))
-    dataset.SeriesDate = dataset.ContentDate = identity.date
-    dataset.SeriesTime = dataset.ContentTime = identity.time
-    # The clock of this machine: a rebuilt object would differ.
-    del dataset.InstanceCreationDate, dataset.InstanceCreationTime
-    return dataset
+def dated_bytes(built: Dataset, identity: ObjectIdentity) -> bytes:
+    """An object that highdicom just built, with our dates instead of the clock's, as a file."""
+    # None of these is shared with a source: `identity.normalised_header` takes none of them over.
+    built.SeriesDate = built.ContentDate = identity.date
+    built.SeriesTime = built.ContentTime = identity.time
+    del built.InstanceCreationDate, built.InstanceCreationTime
+    return part10_bytes(built)
 
 
 def _describe(region: RegionOfInterest, algorithm: Algorithm) -> hd.seg.SegmentDescription:

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import highdicom as hd
-import numpy as np
 from highdicom.sr import ContainerContentItem, ContentItem, ContentSequence, TextContentItem
 from highdicom.sr.enum import RelationshipTypeValues
 from pydicom.dataset import Dataset
@@ -23,8 +22,8 @@ from pydicom.sr.coding import Code
 
 from dicom import codes
 from dicom.identity import MANUFACTURER, UTF_8
-from dicom.outline import outline
-from dicom.seg import Algorithm, Labels, ObjectIdentity, RegionOfInterest, detached
+from dicom.outline import Footprint, footprints
+from dicom.seg import Algorithm, Labels, ObjectIdentity, RegionOfInterest, dated_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +77,8 @@ def build_sr(
     seg: Dataset | None,
     report: Report,
     identity: ObjectIdentity,
-) -> Dataset:
-    """An unverified, preliminary report on source images and, if there is one, a Segmentation.
+) -> bytes:
+    """An unverified, preliminary report on images and, if there is one, a Segmentation, as a file.
 
     Args:
         sources: `identity.normalised_header` of the image of every slice, in slice order.
@@ -89,7 +88,7 @@ def build_sr(
         identity: UIDs, series and dates.
 
     Returns:
-        A dataset that shares nothing with `sources` or `seg`.
+        The bytes, and not highdicom's object, which shares elements with `sources`.
 
     Source:
         PS3.16 TID 1500, 1410, 1411, 1501, 1600; PS3.3 A.35.13 (Comprehensive 3D SR).
@@ -97,11 +96,12 @@ def build_sr(
     if (seg is None) != (not report.regions):
         raise ValueError("regions are reported exactly when there is a Segmentation of them")
     groups: list[Any] = [_totals_group(report)]
+    lies = footprints(labels)
     for measured in report.regions:
         assert seg is not None  # noqa: S101  # the check above
-        mask = labels == measured.region.number
-        groups.append(_volumetric_group(measured, mask.any(axis=(1, 2)), sources, seg, report))
-        groups.append(_outline_group(measured, mask, sources))
+        footprint = lies[measured.region.number]
+        groups.append(_volumetric_group(measured, footprint, sources, seg))
+        groups.append(_outline_group(measured, footprint, sources))
     document = hd.sr.MeasurementReport(
         observation_context=hd.sr.ObservationContext(observer_device_context=_observer(report)),
         procedure_reported=report.procedure,
@@ -114,11 +114,14 @@ def build_sr(
     place = len(content) - 1
     content.insert(place, _summary(report.statements))
     content.insert(place + 1, _image_library(sources))
+    # highdicom copies its content twice: seconds for sixty lesions. It gets the root alone.
+    root = ContainerContentItem(name=codes.IMAGING_MEASUREMENT_REPORT, template_id="1500")
+    root.ContentSequence = ContentSequence()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pydicom's, of values of the source that break their VR
         built = hd.sr.Comprehensive3DSR(
             evidence=[*sources, *([seg] if seg is not None else [])],
-            content=document[0],
+            content=root,
             series_instance_uid=identity.series_instance_uid,
             series_number=identity.series_number,
             sop_instance_uid=identity.sop_instance_uid,
@@ -133,7 +136,8 @@ def build_sr(
             is_verified=False,
             specific_character_set=UTF_8,
         )
-        return detached(built, identity)
+        built.ContentSequence = content
+        return dated_bytes(built, identity)
 
 
 def _observer(report: Report) -> hd.sr.ObserverContext:
@@ -172,10 +176,9 @@ def _totals_group(report: Report) -> hd.sr.MeasurementsAndQualitativeEvaluations
 
 def _volumetric_group(
     measured: MeasuredRegion,
-    slices: np.ndarray[tuple[int], np.dtype[np.bool_]],
+    footprint: Footprint,
     sources: Sequence[Dataset],
     seg: Dataset,
-    report: Report,
 ) -> hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations:
     region = measured.region
     return hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
@@ -187,36 +190,31 @@ def _volumetric_group(
             sop_instance_uid=seg.SOPInstanceUID,
             segment_number=region.number,
             source_images=[
-                hd.sr.SourceImageForSegmentation(source.SOPClassUID, source.SOPInstanceUID)
-                for source, touched in zip(sources, slices, strict=True)
-                if touched
+                hd.sr.SourceImageForSegmentation(
+                    sources[index].SOPClassUID, sources[index].SOPInstanceUID
+                )
+                for index in footprint.slices
             ],
         ),
-        finding_category=region.category,
         finding_type=region.property_type,
-        algorithm_id=hd.sr.AlgorithmIdentification(
-            name=report.algorithm.name, version=report.algorithm.version
-        ),
         measurements=[_measurement(quantity) for quantity in measured.quantities],
     )
 
 
 def _outline_group(
     measured: MeasuredRegion,
-    mask: np.ndarray[tuple[int, int, int], np.dtype[np.bool_]],
+    footprint: Footprint,
     sources: Sequence[Dataset],
 ) -> hd.sr.PlanarROIMeasurementsAndQualitativeEvaluations:
     """Only the line. OHIF merges it with the volumetric group and would print numbers twice."""
-    drawn = outline(mask)
-    source = sources[drawn.slice_index]
+    source = sources[footprint.largest_slice]
     return hd.sr.PlanarROIMeasurementsAndQualitativeEvaluations(
         tracking_identifier=_tracking(measured.region),
         referenced_region=hd.sr.ImageRegion(
             graphic_type=hd.sr.GraphicTypeValues.POLYLINE,
-            graphic_data=drawn.points,
+            graphic_data=footprint.outline,
             source_image=hd.sr.SourceImageForRegion(source.SOPClassUID, source.SOPInstanceUID),
         ),
-        finding_category=measured.region.category,
         finding_type=measured.region.property_type,
     )
 
