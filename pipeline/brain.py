@@ -17,7 +17,6 @@ from itertools import product
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
 
 from dicom.errors import NotFiniteError, StudyError
 from dicom.volume import Grid, Volume
@@ -34,6 +33,7 @@ from pipeline.morphology import (
     largest_component,
 )
 from pipeline.orientation import axial_view
+from pipeline.resample import coarser_in_plane, resample_in_plane
 
 __all__ = [
     "BrainExtractionError",
@@ -57,12 +57,10 @@ __all__ = [
 Image = npt.NDArray[np.float32]
 
 SURFACE_REFINE_VERSION = "1"
-"""Goes up when the same image would get another mask. A pack names the version it was trained with."""
+"""Goes up when the same image would get another mask. A pack names the version it is made for."""
 
 SAME_PLACE_MM = 0.05
 """Corners of two grids this close are one grid: NIfTI keeps its affine in float32."""
-
-_BLUR_WORTH_DOING = 0.1  # pixels: a narrower Gaussian changes nothing
 
 
 class BrainExtractionError(StudyError):
@@ -160,12 +158,12 @@ def strip_skull(volume: Volume, parameters: SurfaceRefineParameters | None = Non
     voxels = _finite(view.apply(volume.voxels))
     spacing_mm = view.grid.spacing_mm
     surface = _surface_in_view(voxels, spacing_mm, parameters.surface, parameters.surface_pixel_mm)
-    pixels, pixel_spacing_mm = _coarser(voxels, spacing_mm, parameters.refine_pixel_mm)
-    within = _resample_in_plane(surface.astype(np.float32), pixels.shape) > 0.5
+    pixels, pixel_spacing_mm = coarser_in_plane(voxels, spacing_mm, parameters.refine_pixel_mm)
+    within = resample_in_plane(surface.astype(np.float32), pixels.shape) > 0.5
     if not within.any():
         raise EmptyMaskError("the surface encloses no voxel")
     refined = _refine(pixels, within, pixel_spacing_mm, parameters)
-    mask = view.invert(_resample_in_plane(refined.astype(np.float32), voxels.shape) > 0.5)
+    mask = view.invert(resample_in_plane(refined.astype(np.float32), voxels.shape) > 0.5)
     if not mask.any():
         raise EmptyMaskError("no voxel inside the surface is as bright as brain")
     return BrainMask(
@@ -192,7 +190,7 @@ def outer_surface(volume: Volume, fraction: float = 0.5) -> Mask:
         SurfaceParameters(fraction),
         SurfaceRefineParameters().surface_pixel_mm,
     )
-    return view.invert(_resample_in_plane(surface.astype(np.float32), voxels.shape) > 0.5)
+    return view.invert(resample_in_plane(surface.astype(np.float32), voxels.shape) > 0.5)
 
 
 def supplied_mask(mask: Volume, grid: Grid) -> BrainMask:
@@ -237,7 +235,7 @@ def premasked(volume: Volume) -> BrainMask:
 def _surface_in_view(
     voxels: Image, spacing_mm: SpacingMm, parameters: SurfaceParameters, pixel_mm: float
 ) -> Mask:
-    pixels, pixel_spacing_mm = _coarser(voxels, spacing_mm, pixel_mm)
+    pixels, pixel_spacing_mm = coarser_in_plane(voxels, spacing_mm, pixel_mm)
     try:
         return surface_mask(pixels, pixel_spacing_mm, parameters)
     except NoHeadError as error:
@@ -270,46 +268,6 @@ def _level_of_slices(
         if np.count_nonzero(section) > enough:
             level[index] = np.median(pixels[index][section])
     return np.clip(level, parameters.lowest_level * brain, parameters.highest_level * brain)
-
-
-def _coarser(voxels: Image, spacing_mm: SpacingMm, pixel_mm: float) -> tuple[Image, SpacingMm]:
-    """The image at about this pixel in plane, blurred before; finer than that stays as it is."""
-    slices, rows, columns = voxels.shape
-    row_factor = min(1.0, spacing_mm[1] / pixel_mm)
-    column_factor = min(1.0, spacing_mm[2] / pixel_mm)
-    sigma = [0.5 * (1 / factor - 1) for factor in (row_factor, column_factor)]
-    blurred = voxels
-    if max(sigma) > _BLUR_WORTH_DOING:
-        blurred = ndimage.gaussian_filter(voxels, (0.0, *sigma))
-    shape = (slices, round(rows * row_factor), round(columns * column_factor))
-    coarse_spacing = (
-        spacing_mm[0],
-        spacing_mm[1] * rows / shape[1],
-        spacing_mm[2] * columns / shape[2],
-    )
-    return _resample_in_plane(blurred, shape), coarse_spacing
-
-
-def _resample_in_plane(image: Image, shape: tuple[int, ...]) -> Image:
-    """The same field of view on other rows and columns, linearly; beyond the border it is flat."""
-    for axis in (1, 2):
-        image = _resample_axis(image, axis, shape[axis])
-    return image
-
-
-def _resample_axis(image: Image, axis: int, length: int) -> Image:
-    old = image.shape[axis]
-    if old == length:
-        return image
-    # Pixels are areas: the borders of the field of view meet, not the centres of its end pixels.
-    at = np.clip((np.arange(length) + 0.5) * (old / length) - 0.5, 0, old - 1)
-    low = np.minimum(at.astype(np.intp), max(0, old - 2))
-    weight = (at - low).astype(np.float32)
-    weight = weight[:, np.newaxis] if axis == 1 else weight
-    high = np.minimum(low + 1, old - 1)
-    resampled: Image = image.take(low, axis) * (1 - weight)
-    resampled += image.take(high, axis) * weight
-    return resampled
 
 
 def _finite(voxels: Image) -> Image:
