@@ -942,6 +942,39 @@ class Ledger:
             )
         ]
 
+    # --- retention ---------------------------------------------------------------------------
+
+    def expired(self, before: datetime, limit: int = 200) -> list[SeriesRow]:
+        """Series that were delivered or skipped, and came to that end before then.
+
+        Series at any other end, or on their way, are never among them.
+        """
+        return self._series(
+            _EXPIRED, _expired_parameters(before), f"last_received_at LIMIT {int(limit)}"
+        )
+
+    def forget_instances(self, series_instance_uid: str, before: datetime) -> bool:
+        """Delete the instance rows of an expired series whose files are gone; history stays.
+
+        Sent again, the instances are new, and the same revision leads to the same, delivered job.
+        """
+        with self._transaction() as db:
+            still = self._series(
+                f"{_EXPIRED} AND series.series_instance_uid = ?",
+                (*_expired_parameters(before), series_instance_uid),
+            )
+            if not still:
+                return False  # something arrived in the meantime
+            db.execute(
+                "DELETE FROM job_instances WHERE sop_instance_uid IN"
+                " (SELECT sop_instance_uid FROM instances WHERE series_instance_uid = ?)",
+                (series_instance_uid,),
+            )
+            db.execute(
+                "DELETE FROM instances WHERE series_instance_uid = ?", (series_instance_uid,)
+            )
+            return True
+
     # --- the balance -------------------------------------------------------------------------
 
     def counts(self) -> dict[str, int]:
@@ -978,6 +1011,22 @@ class Ledger:
             if not (self.spool / row["path"]).is_file()
         )
         return Oracle(self._count("instances"), by_state, self._count("conflicts"), missing)
+
+
+_OWED = (*UNFINISHED, SeriesState.HELD)
+_EXPIRED = (
+    "series.state IN (?, ?) AND EXISTS (SELECT 1 FROM instances"
+    "   WHERE instances.series_instance_uid = series.series_instance_uid)"
+    " AND NOT EXISTS (SELECT 1 FROM jobs"
+    "   WHERE jobs.series_instance_uid = series.series_instance_uid"
+    "   AND jobs.state IN (?, ?, ?, ?))"
+    " AND (SELECT MAX(at) FROM outcomes"
+    "   WHERE outcomes.series_instance_uid = series.series_instance_uid) < ?"
+)
+
+
+def _expired_parameters(before: datetime) -> tuple[str, ...]:
+    return (SeriesState.DELIVERED, SeriesState.SKIPPED, *_OWED, before.isoformat())
 
 
 def _now() -> str:
