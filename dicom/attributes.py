@@ -13,6 +13,7 @@ import warnings
 from typing import Any
 
 from pydicom.dataset import Dataset
+from pydicom.errors import BytesLengthException
 from pydicom.multival import MultiValue
 from pydicom.sequence import Sequence
 
@@ -22,6 +23,7 @@ from dicom.errors import MissingAttributeError
 _CONVERSION_ERRORS = (
     ArithmeticError,
     AttributeError,
+    BytesLengthException,
     EOFError,
     LookupError,
     NotImplementedError,

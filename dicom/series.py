@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 import pydicom
 from pydicom.dataset import Dataset
-from pydicom.errors import InvalidDicomError
+from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.uid import (
     CTImageStorage,
     DeflatedExplicitVRLittleEndian,
@@ -57,6 +57,7 @@ _IMAGE_CLASSES = frozenset(
 _PARSE_ERRORS = (
     ArithmeticError,
     AttributeError,
+    BytesLengthException,
     EOFError,
     LookupError,
     NotImplementedError,
@@ -279,9 +280,12 @@ def _refuse_if_cut_short(file: BinaryIO, size: int, header: Dataset) -> None:
     meta = getattr(header, "file_meta", None)
     if meta is not None and text(meta, "TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
         return  # inflated as a whole: a file cut short has failed already
-    needs_pixels = "Rows" in header or text(header, "SOPClassUID") in _IMAGE_CLASSES
+    sop_classes = {text(header, "SOPClassUID")}
+    if meta is not None:
+        sop_classes.add(text(meta, "MediaStorageSOPClassUID"))
+    needs_pixels = "Rows" in header or bool(sop_classes & _IMAGE_CLASSES)
     whole = _pixels_are_whole(file, size, header)
-    if whole is False or (whole is None and needs_pixels):
+    if whole is False or (whole is None and needs_pixels) or len(header) == 0:
         raise _UnusableFileError("truncated-file", text(header, "SeriesInstanceUID"))
 
 

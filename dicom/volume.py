@@ -17,6 +17,7 @@ import pydicom
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from pydicom.dataset import Dataset
+from pydicom.errors import BytesLengthException
 from pydicom.pixels.processing import apply_modality_lut
 from pydicom.uid import EnhancedMRImageStorage, LegacyConvertedEnhancedMRImageStorage
 
@@ -52,7 +53,9 @@ _Points = npt.NDArray[np.float64]
 
 FEWEST_SLICES = 3
 """Two slices have one gap, and one gap agrees with itself: a missing slice could not be seen."""
-SLICE_GAP_TOLERANCE = 0.02  # of the gap; a scanner that rounds positions to 0.1 mm needs 0.011 of 7 mm
+SLICE_GAP_TOLERANCE = (
+    0.02  # of the gap; a scanner that rounds positions to 0.1 mm needs 0.011 of 7 mm
+)
 SMALLEST_GAP_TOLERANCE_MM = 0.01  # positions are decimal strings; scanners round them
 TILT_TOLERANCE_DEG = 0.2  # 0.5 mm over a head of 150 mm; rounded cosines give 0.01
 ORIENTATION_TOLERANCE = 1e-3  # of a direction cosine, as OHIF; rounding gives 1e-6
@@ -74,6 +77,7 @@ _SHARED_KEYWORDS = (
 _DECODE_ERRORS = (
     ArithmeticError,
     AttributeError,
+    BytesLengthException,
     EOFError,
     LookupError,
     MemoryError,

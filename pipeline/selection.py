@@ -33,14 +33,13 @@ from dicom.errors import (
     StudyError,
     TruncatedFileError,
 )
+from dicom.identity import is_own_result
 from dicom.series import Series, Study, Unreadable
 from dicom.volume import ORIENTATION_TOLERANCE, Grid, stack_grid
 from pipeline.orientation import axial_view
 
 SELECTED = "selected"
 OTHER_FLAIR_CHOSEN = "other-flair-chosen"
-OUR_MARK = "flairnode"
-"""Stands in Manufacturer or ManufacturerModelName of every result we make."""
 
 SHORTEST_ECHO_MS = 60.0  # clinical FLAIR 80 to 160, 3-D up to 650 as written; T1 and PD below 40
 SHORTEST_REPETITION_MS = 4000.0  # 3-D FLAIR from 4800; T1 "FLAIR" about 2000 to 3000
@@ -320,10 +319,7 @@ def _not_an_mr_image(series: Series) -> _Refusal | None:
             return None
         return _Refusal("not-mr", f"modality {modality}")
     # MR images come first: the synthetic head of the demo is ours too, and is to be analysed.
-    if any(
-        OUR_MARK in text(header, keyword).lower()
-        for keyword in ("Manufacturer", "ManufacturerModelName")
-    ):
+    if is_own_result(header):
         return _Refusal("own-result", f"{sop_class.name} made by flairnode itself")
     if "Secondary Capture" in sop_class.name:
         return _Refusal("secondary-capture", f"{sop_class.name}: a picture, not an acquisition")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -200,7 +201,7 @@ def make_flair_series(tmp_path: Path) -> Callable[..., FlairSeries]:
             if index in double:
                 written.append(generate_uid(entropy_srcs=["double", series_uid, str(index)]))
             for copy, uid in enumerate(written):
-                image = FileDataset("", header.copy(), file_meta=FileMetaDataset())
+                image = FileDataset("", deepcopy(header), file_meta=FileMetaDataset())
                 image.SOPClassUID, image.SOPInstanceUID = MRImageStorage, UID(uid)
                 image.InstanceNumber = (instance_numbers or range(1, 1 + len(voxels)))[index]
                 image.ImagePositionPatient = [_decimal(v) for v in (affine @ [index, 0, 0, 1])[:3]]
