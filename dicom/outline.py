@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,7 +35,7 @@ class Footprint:
 def footprints(labels: Labels) -> dict[int, Footprint]:
     """Footprint of every region of a label map (slices, rows, columns), by number."""
     found = {}
-    boxes: list[tuple[slice, slice, slice] | None] = ndimage.find_objects(labels)
+    boxes: Sequence[tuple[slice, ...] | None] = ndimage.find_objects(labels)
     for number, box in enumerate(boxes, start=1):
         if box is None:
             continue

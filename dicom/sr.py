@@ -31,7 +31,7 @@ class Quantity:
     """A measured value, as it is printed: already rounded to the decimals that mean something."""
 
     name: Code
-    value: float
+    value: int | float
     unit: Code
     derivation: Code | None = None
 
@@ -154,7 +154,7 @@ def _observer(report: Report) -> hd.sr.ObserverContext:
 
 def _totals_group(report: Report) -> hd.sr.MeasurementsAndQualitativeEvaluations:
     """Without a reference to a segment: it speaks of all of them, or of none."""
-    totals = report.totals
+    totals, algorithm = report.totals, report.algorithm
     return hd.sr.MeasurementsAndQualitativeEvaluations(
         tracking_identifier=hd.sr.TrackingIdentifier(
             uid=totals.tracking_uid, identifier=totals.label
@@ -162,9 +162,10 @@ def _totals_group(report: Report) -> hd.sr.MeasurementsAndQualitativeEvaluations
         finding_type=totals.finding,
         finding_sites=[hd.sr.FindingSite(anatomic_location=totals.site)],
         algorithm_id=hd.sr.AlgorithmIdentification(
-            name=report.algorithm.name,
-            version=report.algorithm.version,
-            parameters=[f"{name}={value}" for name, value in report.algorithm.parameters],
+            name=algorithm.name,
+            version=algorithm.version,
+            # In one item: dcmqi reads the first alone.
+            parameters=["; ".join(f"{name}={value}" for name, value in algorithm.parameters)],
         ),
         measurements=[_measurement(quantity) for quantity in totals.quantities],
         qualitative_evaluations=[

@@ -18,6 +18,7 @@ from pydantic import JsonValue
 from pydicom.dataset import Dataset
 
 from dicom import codes
+from dicom.attributes import text
 from dicom.checks import check_header, check_seg, check_sr
 from dicom.errors import InconsistentSeriesError, ResultCheckError
 from dicom.identity import identity_digest, moment, normalised_header
@@ -47,6 +48,9 @@ RESEARCH_BANNER: Final = "RESEARCH - NOT FOR CLINICAL USE"
 SEG_SERIES_NUMBER: Final = 9001
 SR_SERIES_NUMBER: Final = 9002
 """Above what scanners number, so that viewers list results last."""
+
+LESIONS_IN_WORDS: Final = 20
+"""So many have a line in the summary. All have their measurements."""
 
 NOT_ASSESSED: Final = (
     "Not assessed: spinal cord, optic nerve, regions of the lesions (periventricular, cortical or "
@@ -95,6 +99,8 @@ class _Input:
     """What the result follows from: the first parts of every UID."""
     moment: tuple[str, str]
     series_number: str
+    image_names: tuple[str, ...]
+    """What a viewer calls the image of every slice, in slice order."""
 
     def uid(self, kind: str, index: int = 0) -> str:
         return result_uid(*self.digests, kind, str(index))
@@ -143,7 +149,7 @@ def result_settings_digest(settings: Mapping[str, JsonValue], brain: BrainMask) 
         "settings": dict(settings),
         "brain": [brain.method, brain.version, dict(brain.parameters)],
         "mask": hashlib.sha256(np.packbits(brain.mask).tobytes()).hexdigest()
-        if brain.method != "surface-refine"
+        if brain.method == "supplied"
         else None,
     }
     canonical = json.dumps(changing, sort_keys=True, separators=(",", ":"), allow_nan=False)
@@ -176,8 +182,17 @@ def _input(
             RESULT_REVISION,
         ),
         moment=moment(ordered),
-        series_number=str(series.header.get("SeriesNumber") or "without a number"),
+        series_number=text(series.header, "SeriesNumber") or "without a number",
+        image_names=_image_names(ordered),
     )
+
+
+def _image_names(ordered: Sequence[Dataset]) -> tuple[str, ...]:
+    """Instance Numbers, which viewers show; without them the slices are counted."""
+    names = tuple(text(header, "InstanceNumber") for header in ordered)
+    if all(names) and len(set(names)) == len(names):
+        return names
+    return tuple(str(index) for index in range(1, len(ordered) + 1))
 
 
 def _result(kind: Kind, content: bytes) -> ResultObject:
@@ -331,6 +346,7 @@ def _statements(given: _Input, findings: Findings) -> tuple[str, ...]:
     return (
         *((RESEARCH_BANNER,) if manifest.status == "research" else ()),
         found_in_words(findings),
+        *_lesions_in_words(given, findings),
         "Measured by software on one FLAIR series. Not verified by a physician; no diagnosis.",
         f"Quality check: {analysis.quality.verdict.upper()}.",
         *(f"Quality, {flag.severity}: {flag.message}" for flag in analysis.quality.flags),
@@ -356,6 +372,23 @@ def found_in_words(findings: Findings) -> str:
         f"{count} lesion{'s' if count > 1 else ''}, total volume {findings.total_volume_ml:.2f} ml;"
         f" {long} of {count} at least 3 mm long in the plane of the slices."
     )
+
+
+def _lesions_in_words(given: _Input, findings: Findings) -> tuple[str, ...]:
+    """For viewers that show the text of a report and nothing else; the largest come first."""
+    names = given.image_names
+    lines = []
+    for lesion in findings.lesions[:LESIONS_IN_WORDS]:
+        first, last = names[lesion.first_slice], names[lesion.last_slice]
+        where = f"image {first}" if first == last else f"images {first} to {last}"
+        lines.append(
+            f"Lesion {lesion.label}: {lesion.volume_ml:.3f} ml, {lesion.long_axis_mm:.1f} mm long, "
+            f"{where}, largest on {names[lesion.largest_slice]}; "
+            f"mean probability {lesion.mean_probability:.2f}."
+        )
+    if more := findings.lesion_count - len(lines):
+        lines.append(f"{more} more, all smaller: see the measurements below.")
+    return tuple(lines)
 
 
 def _analysed_in_words(given: _Input) -> str:
