@@ -7,10 +7,11 @@ a slice of the source. Training makes its inputs with the functions of this modu
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+from scipy.sparse import csr_array
 
 from dicom.errors import StudyError
 from dicom.volume import Volume
@@ -19,6 +20,8 @@ from pipeline.morphology import Mask, dilate_in_plane_mm, erode_in_plane_mm
 from pipeline.orientation import AxialView, axial_view
 
 Array = npt.NDArray[np.float32]
+Weights: TypeAlias = "csr_array[np.float32, tuple[int, int]]"
+"""How much of each source pixel is in each target pixel, along one axis."""
 Normalisation = Literal["starter", "paper"]
 
 CORE_EROSION_MM = 12.0  # leaves cortex, scalp and orbit behind: the median is that of deep brain
@@ -197,30 +200,30 @@ def _extent(occupied: npt.ArrayLike) -> tuple[int, int]:
     return int(indices[0]), int(indices[-1]) + 1
 
 
-def _linear(first: float, step: float, targets: int, sources: int) -> Array:
+def _linear(first: float, step: float, targets: int, sources: int) -> Weights:
     """(targets, sources): linear interpolation at `first + i * step`; 0 beyond the last source."""
     position = first + step * np.arange(targets)[:, None]
     weight = 1.0 - np.abs(position - np.arange(sources)[None, :])
-    return np.asarray(np.maximum(weight, 0.0), np.float32)
+    return csr_array(np.maximum(weight, 0.0).astype(np.float32))
 
 
-def _anti_alias(size: int, step: float) -> Array:
+def _anti_alias(size: int, step: float) -> Weights:
     """(size, size): Gaussian of sd (step - 1) / 2 pixels; the identity where pixels get smaller."""
     sd = 0.5 * (step - 1.0)
     if sd <= 0.0:
-        return np.eye(size, dtype=np.float32)
+        return csr_array(np.eye(size, dtype=np.float32))
     index = np.arange(size)
     offset = (index[:, None] - index[None, :]) / sd
     weight = np.where(np.abs(offset) <= 4.0, np.exp(-0.5 * offset**2), 0.0)
     weight /= weight.sum(axis=1, keepdims=True)
-    return np.asarray(weight, np.float32)
+    return csr_array(weight.astype(np.float32))
 
 
 def _apply_in_plane(
-    rows: Array, stack: npt.NDArray[np.float32] | npt.NDArray[np.bool_], columns: Array
+    rows: Weights, stack: npt.NDArray[np.float32] | Mask, columns: Weights
 ) -> Array:
     """Rows @ slice @ columns.T for every slice: in-plane resampling is separable."""
-    out = np.empty((len(stack), len(rows), len(columns)), np.float32)
+    out = np.empty((len(stack), rows.shape[0], columns.shape[0]), np.float32)
     for index, one in enumerate(stack):
-        out[index] = rows @ one.astype(np.float32, copy=False) @ columns.T
+        out[index] = (columns @ (rows @ one.astype(np.float32, copy=False)).T).T
     return out

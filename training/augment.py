@@ -95,9 +95,10 @@ def slab_mean(
     def sum_below(level: Array) -> Array:
         level = np.clip(level, 0, len(sums) - 1)
         lower = np.minimum(level.astype(np.int64), len(sums) - 2)
-        below: Array = sums[lower, row, column]
+        below = sums[lower, row, column]
         rest: Array = (level - lower).astype(np.float32)[..., None]
-        return below + rest * (sums[lower + 1, row, column] - below)
+        out: Array = below + rest * (sums[lower + 1, row, column] - below)
+        return out
 
     half = np.float32(thickness / 2)
     mean: Array = (sum_below(height + half) - sum_below(height - half)) / np.float32(thickness)
