@@ -56,6 +56,7 @@ CONFLICTING = "conflicting-instance"
 LATER_FLAIR = "later-flair"
 OTHER_FLAIR = "other-flair-chosen"
 SUPERSEDED = "superseded"
+MISSING_FILES = "missing-files"
 
 
 class Recorded(StrEnum):
@@ -71,6 +72,10 @@ class Counts(StrEnum):
 
     CONFIRMED = "confirmed"
     UNCONFIRMED = "unconfirmed"
+
+
+class LedgerVersionError(Exception):
+    """The tables are of another version of flairnode. They are left as they are."""
 
 
 class UnknownJobError(LookupError):
@@ -210,7 +215,7 @@ class Oracle:
     by_state: Mapping[SeriesState, int]
     conflicts: int
     missing_files: tuple[str, ...]
-    """SOP Instance UIDs with a row, but without their file in the spool."""
+    """SOP Instance UIDs with a row, but without their file in the spool, and not discarded."""
 
     @property
     def balanced(self) -> bool:
@@ -242,7 +247,8 @@ CREATE TABLE series (
     forced INTEGER NOT NULL DEFAULT 0,
     calling_ae_title TEXT NOT NULL DEFAULT '',
     first_received_at TEXT NOT NULL,
-    last_received_at TEXT NOT NULL
+    last_received_at TEXT NOT NULL,
+    discarded_at TEXT
 ) STRICT;
 CREATE INDEX series_by_study ON series (study_instance_uid);
 CREATE INDEX series_by_state ON series (state);
@@ -322,7 +328,8 @@ class Ledger:
         """Open or create the tables.
 
         Raises:
-            sqlite3.DatabaseError: The file is damaged, or of a later version of flairnode.
+            sqlite3.DatabaseError: The file is damaged (`node.rebuild` makes it anew).
+            LedgerVersionError: It is of another version of flairnode.
         """
         self.path = path
         self.spool = path.parent / "spool"
@@ -353,7 +360,7 @@ class Ledger:
                 for statement in _SCHEMA.split(";"):
                     db.execute(statement)
             elif version != SCHEMA_VERSION:
-                raise sqlite3.DatabaseError(
+                raise LedgerVersionError(
                     f"{self.path.name} has schema {version}; this flairnode knows {SCHEMA_VERSION}"
                 )
 
@@ -545,6 +552,42 @@ class Ledger:
                 parameters,
             )
         ]
+
+    def quick_check(self) -> bool:
+        """Is the database file sound?"""
+        return [tuple(row) for row in self._rows("PRAGMA quick_check")] == [("ok",)]
+
+    def sop_instance_uids(self) -> set[str]:
+        """Of every recorded instance."""
+        return {
+            row["sop_instance_uid"] for row in self._rows("SELECT sop_instance_uid FROM instances")
+        }
+
+    def files_came_back(self, series_instance_uid: str) -> None:
+        """Files of a series were sent again: if it waits for them, it is decided once more."""
+        with self._transaction() as db:
+            row = self.series(series_instance_uid)
+            if row is not None and row.reason == MISSING_FILES:
+                state, now = SeriesState.RECEIVING, _now()
+                _move_series(db, now, series_instance_uid, state, "files-came-back", "")
+
+    def discardable(self, ended_before: datetime) -> list[SeriesRow]:
+        """Delivered or skipped series that received nothing, and changed nothing, since then."""
+        states = (SeriesState.DELIVERED, SeriesState.SKIPPED)
+        return self._series(
+            f"state IN ({_marks(states)}) AND discarded_at IS NULL AND last_received_at < ?"
+            " AND (SELECT MAX(at) FROM outcomes"
+            "   WHERE outcomes.series_instance_uid = series.series_instance_uid) < ?",  # noqa: S608
+            (*states, ended_before.isoformat(), ended_before.isoformat()),
+        )
+
+    def mark_discarded(self, series_instance_uid: str) -> None:
+        """Remember that the files of a series are to be deleted. Its rows stay."""
+        with self._transaction() as db:
+            db.execute(
+                "UPDATE series SET discarded_at = ? WHERE series_instance_uid = ?",
+                (_now(), series_instance_uid),
+            )
 
     # --- deciding ----------------------------------------------------------------------------
 
@@ -1007,7 +1050,10 @@ class Ledger:
         }
         missing = tuple(
             row["sop_instance_uid"]
-            for row in self._rows("SELECT sop_instance_uid, path FROM instances")
+            for row in self._rows(
+                "SELECT sop_instance_uid, path FROM instances JOIN series"
+                " USING (series_instance_uid) WHERE discarded_at IS NULL"
+            )
             if not (self.spool / row["path"]).is_file()
         )
         return Oracle(self._count("instances"), by_state, self._count("conflicts"), missing)

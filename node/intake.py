@@ -1,0 +1,474 @@
+"""From the wire to a job: spool, ledger, quiet period, completeness, selection.
+
+A sender is told 0x0000 only when the object is written, synchronised, under its final name, and
+recorded. From there on every series comes to a visible end, with its reason.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import sqlite3
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import structlog
+
+from config.settings import Settings
+from dicom.errors import Outcome, StudyError
+from dicom.network.scp import (
+    CANNOT_UNDERSTAND,
+    DOES_NOT_MATCH,
+    OUT_OF_RESOURCES,
+    SUCCESS,
+    Admission,
+    ReceivedObject,
+    Refusal,
+)
+from dicom.series import read_study
+from node.audit import Audit, AuditEvent
+from node.completeness import (
+    INCOMPLETE,
+    NOT_ASKED,
+    PeerHolding,
+    QuietClock,
+    depends_on_slices,
+    query_peer,
+)
+from node.ledger import (
+    CONFLICTING,
+    MISSING_FILES,
+    UNFINISHED,
+    Job,
+    Ledger,
+    ReceivedInstance,
+    Recorded,
+    SeriesDecision,
+    SeriesRow,
+    SeriesState,
+)
+from node.spool import (
+    Identity,
+    RefusedObjectError,
+    Spool,
+    dataset_digest,
+    identify,
+    same_content,
+)
+from pipeline.selection import choose
+
+__all__ = ["Intake", "Ledger", "SeriesState", "admission"]
+
+log = structlog.get_logger(__name__)
+
+UNREADABLE = "unreadable"
+_STATUS_OF_REFUSAL = {"does-not-match": DOES_NOT_MATCH}
+_LOCKS = 64  # two copies of one instance wait for each other; others rarely do
+_MB = 1024 * 1024
+
+
+def admission(settings: Settings) -> Admission:
+    """Who may send, from the settings: by default the configured peers, from this machine."""
+    titles = settings.security.calling_ae_titles or [peer.ae_title for peer in settings.peers]
+    return Admission(
+        ae_title=settings.node.ae_title,
+        calling_ae_titles=frozenset(title.strip() for title in titles),
+        networks=tuple(
+            ipaddress.ip_network(address, strict=False) for address in settings.security.addresses
+        ),
+        require_called_ae_title=settings.security.require_called_ae_title,
+    )
+
+
+class Intake:
+    """Takes objects from the listener, and closes studies that have fallen silent."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        ledger: Ledger,
+        spool: Spool,
+        audit: Audit,
+        *,
+        pack_digest: str,
+        settings_digest: str,
+        enqueue: Callable[[Job], None],
+        clock: QuietClock | None = None,
+    ) -> None:
+        """Args beyond the plain ones.
+
+        Args:
+            settings: The whole file.
+            ledger: Where instances and decisions are recorded.
+            spool: Where objects are written.
+            audit: Where arrivals and refusals are noted.
+            pack_digest: Of the model that new jobs are to use.
+            settings_digest: Of the settings that change a result.
+            enqueue: Hands a job to the engine; called again for the same job, it does nothing.
+            clock: Of the silence of studies.
+        """
+        self._settings = settings
+        self._ledger = ledger
+        self._spool = spool
+        self._audit = audit
+        self._pack_digest = pack_digest
+        self._settings_digest = settings_digest
+        self._enqueue = enqueue
+        self._clock = clock or QuietClock()
+        self._locks = [threading.Lock() for _ in range(_LOCKS)]
+        self._sweeping = threading.Lock()
+
+    # --- receiving ---------------------------------------------------------------------------
+
+    def on_store(self, received: ReceivedObject) -> int:
+        """Keep an object; the C-STORE status to answer with. Raises nothing."""
+        try:
+            return self._take(received)
+        except RefusedObjectError as error:
+            log.warning(
+                "store.refused",
+                reason=error.reason,
+                why=str(error),
+                calling_ae_title=received.calling_ae_title,
+                address=received.address,
+            )
+            return _STATUS_OF_REFUSAL.get(error.reason, CANNOT_UNDERSTAND)
+        except (OSError, sqlite3.Error):
+            log.exception("store.failed", calling_ae_title=received.calling_ae_title)
+            return OUT_OF_RESOURCES
+
+    def on_refusal(self, refusal: Refusal) -> None:
+        """Note somebody whom the listener turned away."""
+        facts = {
+            "reason": refusal.reason,
+            "address": refusal.address,
+            "calling_ae_title": refusal.calling_ae_title,
+            "called_ae_title": refusal.called_ae_title,
+        }
+        log.warning("association.refused", **facts)
+        with suppress(OSError):
+            self._audit.append(AuditEvent.REFUSED, **facts)
+
+    def _take(self, received: ReceivedObject) -> int:
+        identity = identify(
+            received.dataset,
+            received.sop_class_uid,
+            received.sop_instance_uid,
+            received.transfer_syntax_uid,
+        )
+        if not self._has_room_for(received):
+            return OUT_OF_RESOURCES
+        with self._locks[hash(identity.sop_instance_uid) % _LOCKS]:
+            self._keep(received, identity)
+        self._clock.touch(identity.study_instance_uid)
+        return SUCCESS
+
+    def _has_room_for(self, received: ReceivedObject) -> bool:
+        free_mb = (self._spool.free_bytes() - len(received.dataset)) // _MB
+        reserve_mb = self._settings.node.reserve_mb
+        if free_mb >= reserve_mb:
+            return True
+        log.error("store.refused", reason="disk-reserve", free_mb=free_mb, reserve_mb=reserve_mb)
+        return False
+
+    def _keep(self, received: ReceivedObject, identity: Identity) -> None:
+        digest = dataset_digest(received.dataset)
+        known = self._ledger.instance(identity.sop_instance_uid)
+        if known is None:
+            # A file that lies there already is of a crash before its row: nobody was told of it.
+            self._spool.write(received, identity.path)
+            arrived = self._ledger.record(_instance(identity, digest, identity.path, received))
+            if arrived is not Recorded.NEW:
+                raise sqlite3.IntegrityError("an instance was recorded behind its own lock")
+        elif known.digest != digest:
+            self._set_aside(received, identity, digest, self._spool.folder / known.path)
+        elif not (self._spool.folder / known.path).is_file():
+            self._spool.write(received, known.path)
+            self._ledger.files_came_back(known.series_instance_uid)
+
+    def _set_aside(
+        self, received: ReceivedObject, identity: Identity, digest: str, first: Path
+    ) -> None:
+        path = self._spool.conflict_path(identity, digest)
+        self._spool.write(received, path)
+        if same_content(first, self._spool.folder / path):
+            (self._spool.folder / path).unlink()
+            return
+        self._ledger.record_conflict(_instance(identity, digest, path, received))
+        log.error(
+            "series.conflict",
+            study_uid=identity.study_instance_uid,
+            series_uid=identity.series_instance_uid,
+            reason=CONFLICTING,
+        )
+
+    # --- closing -----------------------------------------------------------------------------
+
+    def sweep(self) -> list[Job]:
+        """Close every study that has been silent for the quiet period; the jobs that came of it."""
+        with self._sweeping:
+            jobs = []
+            peer_answers = True
+            for study in self._ledger.receiving_studies():
+                uid = study.study_instance_uid
+                if self._clock.silence_s(uid) < self._settings.completeness.quiet_period_s:
+                    continue
+                try:
+                    closed, peer_answers = self._close(uid, ask=peer_answers)
+                except (OSError, sqlite3.Error):
+                    log.exception("study.not-closed", study_uid=uid)  # tried again at the next one
+                    continue
+                except Exception:
+                    # One study that trips over our own fault must not stop all others, nor vanish.
+                    log.exception("study.not-closed", study_uid=uid, reason="internal-error")
+                    closed = self._fail(uid)
+                jobs.extend(closed)
+        for job in jobs:
+            self._enqueue(job)
+        return jobs
+
+    def _close(self, study_uid: str, *, ask: bool) -> tuple[list[Job], bool]:
+        """Decide and close a study, or give it another quiet period.
+
+        Returns:
+            Its unfinished jobs, and whether the peer is worth asking for the next study.
+        """
+        receiving = [
+            row for row in self._ledger.series_of(study_uid) if row.state is SeriesState.RECEIVING
+        ]
+        decisions = self._decide(study_uid, receiving)
+        open_questions = [
+            row.series_instance_uid
+            for row in receiving
+            if depends_on_slices(decisions[row.series_instance_uid])
+        ]
+        holding = NOT_ASKED
+        if ask:
+            holding = query_peer(self._settings, study_uid, open_questions)
+        incomplete = [
+            row
+            for row in receiving
+            if row.series_instance_uid in open_questions and holding.has_more(row)
+        ]
+        if incomplete and not self._waited_enough(study_uid, incomplete, holding):
+            return [], True
+        for row in receiving:
+            uid = row.series_instance_uid
+            decisions[uid] = replace(decisions[uid], counts=holding.counts(row))
+        for row in incomplete:
+            uid = row.series_instance_uid
+            decisions[uid] = _held_incomplete(decisions[uid], row, holding)
+        jobs = self._ledger.close_study(
+            study_uid, decisions.values(), self._pack_digest, self._settings_digest
+        )
+        self._clock.forget(study_uid)
+        self._tell(study_uid, {row.series_instance_uid for row in receiving})
+        asked = ask and bool(open_questions) and self._settings.completeness.query_peer is not None
+        return jobs, holding.by_series is not None if asked else ask
+
+    def _waited_enough(
+        self, study_uid: str, incomplete: Sequence[SeriesRow], holding: PeerHolding
+    ) -> bool:
+        waited_s = self._clock.incomplete_s(study_uid)
+        if waited_s >= self._settings.completeness.longest_wait_s:
+            return True
+        self._clock.touch(study_uid)
+        for row in incomplete:
+            log.info(
+                "series.waiting",
+                study_uid=study_uid,
+                series_uid=row.series_instance_uid,
+                reason=INCOMPLETE,
+                instances=row.instances,
+                count=(holding.by_series or {}).get(row.series_instance_uid, 0),
+                waited_s=round(waited_s, 1),
+            )
+        return False
+
+    def _decide(self, study_uid: str, receiving: Iterable[SeriesRow]) -> dict[str, SeriesDecision]:
+        """What the selection says of the whole study, for the series that wait for it."""
+        paths, lacking = self._paths_of(study_uid)
+        judged: dict[str, SeriesDecision] = {}
+        fallback = (Outcome.SKIPPED, UNREADABLE, "no object of this series could be read")
+        if paths:
+            try:
+                study = read_study(self._spool.folder / study_uid, files=paths)
+            except StudyError as error:
+                fallback = (error.outcome, error.reason, str(error))
+            else:
+                selection = choose(study, self._settings.selection)
+                judged = {
+                    one.series_instance_uid: SeriesDecision(
+                        series_instance_uid=one.series_instance_uid,
+                        chosen=one.series_instance_uid == selection.selected,
+                        outcome=one.outcome,
+                        reason=one.reason,
+                        explanation=one.explanation,
+                        score=one.score,
+                    )
+                    for one in selection.decisions
+                }
+        decisions = {}
+        for row in receiving:
+            uid = row.series_instance_uid
+            decision = judged.get(uid, SeriesDecision(uid, False, *fallback))
+            if self._ledger.has_conflict(uid):
+                explanation = "one SOP Instance UID arrived twice with different content"
+                decision = _held(decision, CONFLICTING, explanation)
+            elif uid in lacking:
+                explanation = (
+                    "files of this series were discarded or lost: send it again as a whole"
+                )
+                decision = _held(decision, MISSING_FILES, explanation)
+            decisions[uid] = decision
+        return decisions
+
+    def _paths_of(self, study_uid: str) -> tuple[list[Path], set[str]]:
+        """The files of a study, and the series that lack some of theirs."""
+        paths, lacking = [], set()
+        for row in self._ledger.series_of(study_uid):
+            for instance in self._ledger.instances_of(row.series_instance_uid):
+                path = self._spool.folder / instance.path
+                if path.is_file():
+                    paths.append(path)
+                else:
+                    lacking.add(row.series_instance_uid)
+        return paths, lacking
+
+    def _fail(self, study_uid: str) -> list[Job]:
+        decisions = [
+            SeriesDecision(
+                series_instance_uid=row.series_instance_uid,
+                chosen=False,
+                outcome=Outcome.FAILED,
+                reason="internal-error",
+                explanation="flairnode could not judge this study; the log says where",
+            )
+            for row in self._ledger.series_of(study_uid)
+        ]
+        self._clock.forget(study_uid)
+        return self._ledger.close_study(
+            study_uid, decisions, self._pack_digest, self._settings_digest
+        )
+
+    def _tell(self, study_uid: str, closed: set[str]) -> None:
+        for row in self._ledger.series_of(study_uid):
+            if row.series_instance_uid not in closed:
+                continue
+            log.info(
+                "series.closed",
+                study_uid=study_uid,
+                series_uid=row.series_instance_uid,
+                state=row.state.value,
+                reason=row.reason,
+                score=row.score,
+                counts=row.counts.value,
+                instances=row.instances,
+                job=row.job_id,
+            )
+            self._audit.append(
+                AuditEvent.RECEIVED,
+                study=study_uid,
+                series=row.series_instance_uid,
+                instances=row.instances,
+                calling_ae_title=row.calling_ae_title,
+                state=row.state.value,
+                reason=row.reason,
+            )
+
+    # --- starting and keeping house -----------------------------------------------------------
+
+    def reconcile(self) -> None:
+        """At start: make spool and ledger agree, and hand over again what is not finished.
+
+        A file without a row is of a crash between rename and record. A half written file was never
+        acknowledged. Jobs may have been lost with the engine's database.
+        """
+        removed = self._spool.remove_parts()
+        recorded = record_spool(self._spool, self._ledger)
+        missing = self._ledger.oracle().missing_files
+        if removed or recorded:
+            log.warning("spool.reconciled", files=removed, instances=recorded)
+        if missing:
+            log.error("spool.files-missing", instances=len(missing))
+        for job in self._ledger.jobs(UNFINISHED):
+            self._enqueue(job)
+
+    def discard_old(self, now: datetime | None = None) -> int:
+        """Delete the images of series that were delivered or skipped long enough ago; how many.
+
+        The ledger keeps its rows, so that a copy that is sent again is still known.
+        """
+        keep = timedelta(days=self._settings.retention.keep_days)
+        discarded = 0
+        for row in self._ledger.discardable((now or datetime.now(UTC)) - keep):
+            self._ledger.mark_discarded(row.series_instance_uid)
+            for instance in self._ledger.instances_of(row.series_instance_uid):
+                (self._spool.folder / instance.path).unlink(missing_ok=True)
+            with suppress(OSError):  # another series of the study still lies there
+                folder = self._spool.folder / row.study_instance_uid / row.series_instance_uid
+                folder.rmdir()
+                folder.parent.rmdir()
+            discarded += 1
+        if discarded:
+            log.info("spool.discarded", count=discarded)
+        return discarded
+
+
+def record_spool(spool: Spool, ledger: Ledger) -> int:
+    """Enter every file of the spool that has no row yet; how many."""
+    known = ledger.sop_instance_uids()
+    recorded = 0
+    for path in spool.files():
+        if path.stem in known:
+            continue
+        try:
+            file = spool.describe(path)
+        except RefusedObjectError as error:
+            # Not ours to delete: perhaps somebody wants to know where it came from.
+            log.warning("spool.strange-file", reason=error.reason)
+            continue
+        ledger.record(
+            ReceivedInstance(
+                study_instance_uid=file.identity.study_instance_uid,
+                series_instance_uid=file.identity.series_instance_uid,
+                sop_instance_uid=file.identity.sop_instance_uid,
+                sop_class_uid=file.identity.sop_class_uid,
+                digest=file.digest,
+                path=path,
+                calling_ae_title=file.calling_ae_title,
+            )
+        )
+        recorded += 1
+    return recorded
+
+
+def _instance(
+    identity: Identity, digest: str, path: Path, received: ReceivedObject
+) -> ReceivedInstance:
+    return ReceivedInstance(
+        study_instance_uid=identity.study_instance_uid,
+        series_instance_uid=identity.series_instance_uid,
+        sop_instance_uid=identity.sop_instance_uid,
+        sop_class_uid=identity.sop_class_uid,
+        digest=digest,
+        path=path,
+        calling_ae_title=received.calling_ae_title,
+    )
+
+
+def _held(decision: SeriesDecision, reason: str, explanation: str) -> SeriesDecision:
+    return replace(
+        decision, chosen=False, outcome=Outcome.HELD, reason=reason, explanation=explanation
+    )
+
+
+def _held_incomplete(
+    decision: SeriesDecision, row: SeriesRow, holding: PeerHolding
+) -> SeriesDecision:
+    count = (holding.by_series or {}).get(row.series_instance_uid, 0)
+    explanation = f"{row.instances} instances arrived, the peer says it holds {count}"
+    return _held(decision, INCOMPLETE, explanation)

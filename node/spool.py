@@ -1,0 +1,275 @@
+"""Received objects on disk: exactly the bytes that were sent, durable before anybody is told so.
+
+`spool/<StudyInstanceUID>/<SeriesInstanceUID>/<SOPInstanceUID>.dcm`; objects that contradict an
+earlier one lie in `spool/conflicts`. Files are 0600, directories 0700.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+from pydicom import dcmread
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.errors import InvalidDicomError
+from pydicom.filebase import DicomBytesIO
+from pydicom.filereader import read_partial
+from pydicom.filewriter import write_file_meta_info
+from pydicom.tag import BaseTag, Tag
+from pydicom.uid import UID
+
+from dicom.attributes import text
+from dicom.network.scp import ReceivedObject
+from node.durable import PART_SUFFIX, sync_directory
+
+CONFLICTS = "conflicts"
+_UID = re.compile(r"[0-9]+(\.[0-9]+)*")
+_UID_LENGTH = 64
+_LAST_IDENTITY_TAG = Tag("SeriesInstanceUID")
+_IMPLEMENTATION_CLASS_UID = UID("2.25.204075155745473482069293061590640933257")
+"""Of flairnode, in the file meta information that it writes."""
+
+
+class RefusedObjectError(Exception):
+    """An object that cannot be kept. The message names no patient."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Where an object belongs, from its dataset; every UID is safe to use as a name."""
+
+    study_instance_uid: str
+    series_instance_uid: str
+    sop_instance_uid: str
+    sop_class_uid: str
+
+    @property
+    def path(self) -> Path:
+        """Below the spool."""
+        return Path(
+            self.study_instance_uid, self.series_instance_uid, f"{self.sop_instance_uid}.dcm"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class SpooledFile:
+    """A file of the spool, as its own bytes describe it."""
+
+    identity: Identity
+    digest: str
+    calling_ae_title: str
+    path: Path
+    """Relative to the spool."""
+
+
+class Spool:
+    """The folder `data_dir/spool`. Safe to write from several threads."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        _make_directories(folder)
+
+    def free_bytes(self) -> int:
+        """Room left on the disk."""
+        return shutil.disk_usage(self.folder).free
+
+    def write(self, sent: ReceivedObject, path: Path) -> None:
+        """Write an object under its final name: written, synchronised, renamed, synchronised.
+
+        Raises:
+            OSError: The disk is full or broken. Nothing is left under the final name.
+        """
+        final = self.folder / path
+        _make_directories(final.parent)
+        part = final.with_name(f"{final.name}.{secrets.token_hex(4)}{PART_SUFFIX}")
+        try:
+            self._write_part(part, sent)
+            self._rename(part, final)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+
+    def _write_part(self, part: Path, sent: ReceivedObject) -> None:
+        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(_file_meta(sent))
+            file.write(sent.dataset)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _rename(self, part: Path, final: Path) -> None:
+        part.rename(final)
+        sync_directory(final.parent)
+
+    def conflict_path(self, identity: Identity, digest: str) -> Path:
+        """Where an object lies that contradicts an earlier one."""
+        return Path(CONFLICTS, f"{identity.sop_instance_uid}.{digest[:16]}.dcm")
+
+    def files(self) -> Iterator[Path]:
+        """Every complete object, conflicts aside; relative to the spool."""
+        for path in sorted(self.folder.glob("*/*/*.dcm")):
+            relative = path.relative_to(self.folder)
+            if all(is_uid(part) for part in (*relative.parts[:2], path.stem)):
+                yield relative
+
+    def conflicts(self) -> Iterator[Path]:
+        """Every object that was kept aside; relative to the spool."""
+        for path in sorted((self.folder / CONFLICTS).glob("*.dcm")):
+            yield path.relative_to(self.folder)
+
+    def remove_parts(self) -> int:
+        """Remove what a crash left half written; nobody was told that it arrived."""
+        parts = [*self.folder.rglob(f"*{PART_SUFFIX}")]
+        for part in parts:
+            part.unlink(missing_ok=True)
+        return len(parts)
+
+    def describe(self, path: Path) -> SpooledFile:
+        """Read a file of the spool back.
+
+        Raises:
+            RefusedObjectError: Not a file that the spool wrote.
+        """
+        content = (self.folder / path).read_bytes()
+        try:
+            meta = dcmread(BytesIO(content), specific_tags=[], stop_before_pixels=True).file_meta
+            start = _dataset_offset(content)
+        except (InvalidDicomError, ValueError, AttributeError) as error:
+            raise RefusedObjectError("not-dicom", f"{path} is no file of the spool") from error
+        dataset = content[start:]
+        identity = identify(
+            dataset,
+            str(meta.MediaStorageSOPClassUID),
+            str(meta.MediaStorageSOPInstanceUID),
+            str(meta.TransferSyntaxUID),
+        )
+        sender = text(meta, "SourceApplicationEntityTitle")
+        return SpooledFile(identity, dataset_digest(dataset), sender, path)
+
+
+def is_uid(value: str) -> bool:
+    """A valid UID, and therefore a safe file name (PS3.5 9.1; leading zeros are tolerated)."""
+    return len(value) <= _UID_LENGTH and _UID.fullmatch(value) is not None
+
+
+def dataset_digest(dataset: bytes) -> str:
+    """SHA-256 of an encoded dataset."""
+    return hashlib.sha256(dataset).hexdigest()
+
+
+def identify(
+    dataset: bytes, sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str
+) -> Identity:
+    """Study, series and instance of an encoded dataset; nothing behind them is read.
+
+    Raises:
+        RefusedObjectError: It cannot be read, lacks a UID, has one that is none, or is another
+            object than the one announced.
+    """
+    header = _leading_elements(dataset, sop_class_uid, sop_instance_uid, transfer_syntax_uid)
+    for keyword, announced in (
+        ("SOPInstanceUID", sop_instance_uid),
+        ("SOPClassUID", sop_class_uid),
+    ):
+        found = text(header, keyword)
+        if found != announced:
+            raise RefusedObjectError(
+                "does-not-match", f"{keyword} of the dataset is not the announced one"
+            )
+    identity = Identity(
+        text(header, "StudyInstanceUID"),
+        text(header, "SeriesInstanceUID"),
+        sop_instance_uid,
+        sop_class_uid,
+    )
+    for keyword, value in (
+        ("StudyInstanceUID", identity.study_instance_uid),
+        ("SeriesInstanceUID", identity.series_instance_uid),
+        ("SOPInstanceUID", identity.sop_instance_uid),
+        ("SOPClassUID", identity.sop_class_uid),
+    ):
+        if not is_uid(value):
+            raise RefusedObjectError("invalid-uid", f"{keyword} is absent or no valid UID")
+    return identity
+
+
+def same_content(first: Path, second: Path) -> bool:
+    """Do two files hold the same object, though encoded differently?
+
+    A study that is sent again by another route may come in another uncompressed transfer syntax.
+    Private elements are left out: implicit VR tells nothing of their type.
+    """
+    try:
+        datasets = [dcmread(path) for path in (first, second)]
+        if any(one.file_meta.TransferSyntaxUID.is_compressed for one in datasets):
+            return False
+        for dataset in datasets:
+            dataset.remove_private_tags()
+        return list(datasets[0]) == list(datasets[1])
+    except (InvalidDicomError, AttributeError, ValueError, TypeError, KeyError, OSError):
+        return False
+
+
+def _leading_elements(
+    dataset: bytes, sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str
+) -> Dataset:
+    def behind_the_identity(tag: BaseTag, _vr: str | None, _length: int) -> bool:
+        return bool(tag > _LAST_IDENTITY_TAG)
+
+    meta = _encoded_meta(sop_class_uid, sop_instance_uid, transfer_syntax_uid, "")
+    try:
+        return read_partial(BytesIO(meta + dataset), stop_when=behind_the_identity)
+    except Exception as error:
+        # A parser on hostile bytes raises anything; whichever it was, the object is unreadable.
+        raise RefusedObjectError("unreadable", f"dataset: {type(error).__name__}") from error
+
+
+def _file_meta(sent: ReceivedObject) -> bytes:
+    return _encoded_meta(
+        sent.sop_class_uid, sent.sop_instance_uid, sent.transfer_syntax_uid, sent.calling_ae_title
+    )
+
+
+def _encoded_meta(
+    sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str, sender: str
+) -> bytes:
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = UID(sop_class_uid)
+    meta.MediaStorageSOPInstanceUID = UID(sop_instance_uid)
+    meta.TransferSyntaxUID = UID(transfer_syntax_uid)
+    meta.ImplementationClassUID = _IMPLEMENTATION_CLASS_UID
+    if sender:
+        meta.SourceApplicationEntityTitle = sender
+    buffer = DicomBytesIO()
+    buffer.is_little_endian, buffer.is_implicit_VR = True, False
+    write_file_meta_info(buffer, meta)
+    return b"\0" * 128 + b"DICM" + buffer.getvalue()
+
+
+def _dataset_offset(content: bytes) -> int:
+    # (0002,0000) UL, explicit VR little endian, always first: the length of the rest of group 2.
+    start = 128 + 4
+    if content[start : start + 8] != b"\x02\x00\x00\x00UL\x04\x00":
+        raise ValueError("no group length in the file meta information")
+    return start + 12 + int.from_bytes(content[start + 8 : start + 12], "little")
+
+
+def _make_directories(folder: Path) -> None:
+    missing = []
+    while not folder.is_dir():
+        missing.append(folder)
+        folder = folder.parent
+    for path in reversed(missing):
+        path.mkdir(mode=0o700, exist_ok=True)
+        sync_directory(path.parent)
