@@ -135,8 +135,7 @@ def analyse_nifti(
 
 
 def _supplied_brain(path: Path, volume: Volume) -> BrainMask:
-    mask = read_nifti(path)
-    return supplied_mask(mask.voxels > 0.5, mask.grid, volume.grid)
+    return supplied_mask(read_nifti(path), volume.grid)
 
 
 def _write(result: ResultObject, output: Path) -> Output:

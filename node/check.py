@@ -115,10 +115,10 @@ def check_destinations(settings: Settings) -> Finding:
     if not settings.destinations:
         return Finding("destinations", False, "none configured: no result would be delivered")
     try:
-        status = load_pack(_pack_path(settings)).manifest.status
+        research = load_pack(_pack_path(settings)).manifest.status == "research"
     except StudyError:
-        status = "unknown"
-    names = [d.peer for d in settings.destinations if d.research or status != "research"]
+        research = False  # `check_model` says what is wrong with it
+    names = [d.peer for d in settings.destinations if d.research or not research]
     if not names:
         return Finding(
             "destinations",
@@ -143,7 +143,11 @@ def check_peer(peer: Peer, settings: Settings) -> Finding:
     """Does it answer a C-ECHO?"""
     name = f"peer {peer.name}"
     try:
-        echo(peer, settings.node.ae_title, timeout_s=settings.delivery.timeout_s)
+        echo(
+            peer,
+            calling_ae_title=settings.node.ae_title,
+            timeout_s=settings.delivery.timeout_s,
+        )
     except PeerError as error:
         return Finding(name, False, f"{peer.ae_title} at {peer.host}:{peer.port}: {error}")
     return Finding(name, True, f"{peer.ae_title} at {peer.host}:{peer.port} answers C-ECHO")

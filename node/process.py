@@ -13,14 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 from config.loader import load_settings
 from config.settings import Settings
-from dicom.errors import Outcome, StudyError
-from dicom.series import Study, read_study
+from dicom.errors import Outcome, StudyError, UnreadableError
+from dicom.series import Series, Study, read_study
 from node.cli import EXIT_DONE, EXIT_REFUSED, exit_status
 from node.durable import write_durably
 from pipeline.selection import Selection, choose
 
 if TYPE_CHECKING:
     from node.analysis import AnalysisOutcome
+    from pipeline.ensemble import Ensemble
+    from pipeline.model_pack import ModelPack
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 NO_FLAIR = "no-flair"
@@ -86,9 +88,7 @@ def run_select(arguments: argparse.Namespace) -> int:
     else:
         for decision in selection.decisions:
             chosen = decision.series_instance_uid == selection.selected
-            print(
-                f"{'*' if chosen else ' '} {decision.score:6.2f}  {decision.reason or 'selected'}"
-            )
+            print(f"{'*' if chosen else ' '} {decision.score:6.2f}  {decision.reason}")
             print(f"          {decision.series_instance_uid}: {decision.explanation}")
     return EXIT_DONE if selection.selected is not None else EXIT_REFUSED
 
@@ -97,48 +97,71 @@ def _process(
     arguments: argparse.Namespace, settings: Settings, on_stage: Callable[[str], None]
 ) -> dict[str, Any]:
     """The report of one input, whatever becomes of it."""
-    is_nifti = arguments.input.name.lower().endswith(NIFTI_SUFFIXES)
     try:
-        if not is_nifti:
-            on_stage("select")
-            study = read_study(arguments.input)
-            selection = choose(study, settings.selection)
-            if selection.selected is None:
-                return _nothing_selected(study, selection)
-        elif not arguments.input.is_file():
-            return _report(Outcome.SKIPPED, "unreadable", f"{arguments.input} is no file")
-        # torch and the network are imported only once there is something for them to do.
-        on_stage("load model")
-        from node.analysis import analyse_nifti, analyse_series, load_segmenter
-
-        loading = time.perf_counter()
-        ensemble, pack = load_segmenter(settings.pipeline, (settings.node.data_dir / "packs",))
-        loaded_s = round(time.perf_counter() - loading, 3)
-        done: AnalysisOutcome
-        if is_nifti:
-            done = analyse_nifti(
-                arguments.input,
-                arguments.brain_mask,
-                ensemble,
-                pack,
-                arguments.output,
-                on_stage=on_stage,
-            )
-        else:
-            chosen = next(s for s in study.series if s.series_instance_uid == selection.selected)
-            done = analyse_series(
-                [instance.path for instance in chosen.instances],
-                ensemble,
-                pack,
-                arguments.output,
-                save_volumes=arguments.save_volumes,
-                on_stage=on_stage,
-            )
+        if arguments.input.name.lower().endswith(NIFTI_SUFFIXES):
+            return _process_nifti(arguments, settings, on_stage)
+        on_stage("select")
+        study = read_study(arguments.input)
+        selection = choose(study, settings.selection)
+        if selection.selected is None:
+            return _nothing_selected(study, selection)
+        chosen = next(s for s in study.series if s.series_instance_uid == selection.selected)
+        return _process_series(chosen, arguments, settings, on_stage)
     except StudyError as error:
         return _report(error.outcome, error.reason, str(error))
-    report = dict(done.report)
-    report["timing_s"] = {"load_model": loaded_s, **report["timing_s"]}
-    return report
+
+
+def _process_series(
+    series: Series,
+    arguments: argparse.Namespace,
+    settings: Settings,
+    on_stage: Callable[[str], None],
+) -> dict[str, Any]:
+    # torch and the network are imported only once there is something for them to do.
+    from node.analysis import analyse_series
+
+    ensemble, pack, loaded_s = _load(settings, on_stage)
+    done = analyse_series(
+        [instance.path for instance in series.instances],
+        ensemble,
+        pack,
+        arguments.output,
+        save_volumes=arguments.save_volumes,
+        on_stage=on_stage,
+    )
+    return _with_loading_time(done, loaded_s)
+
+
+def _process_nifti(
+    arguments: argparse.Namespace, settings: Settings, on_stage: Callable[[str], None]
+) -> dict[str, Any]:
+    if not arguments.input.is_file():
+        raise UnreadableError(f"{arguments.input} is not there")
+    from node.analysis import analyse_nifti
+
+    ensemble, pack, loaded_s = _load(settings, on_stage)
+    done = analyse_nifti(
+        arguments.input,
+        arguments.brain_mask,
+        ensemble,
+        pack,
+        arguments.output,
+        on_stage=on_stage,
+    )
+    return _with_loading_time(done, loaded_s)
+
+
+def _load(settings: Settings, on_stage: Callable[[str], None]) -> tuple[Ensemble, ModelPack, float]:
+    from node.analysis import load_segmenter
+
+    on_stage("load model")
+    started = time.perf_counter()
+    ensemble, pack = load_segmenter(settings.pipeline, (settings.node.data_dir / "packs",))
+    return ensemble, pack, round(time.perf_counter() - started, 3)
+
+
+def _with_loading_time(done: AnalysisOutcome, loaded_s: float) -> dict[str, Any]:
+    return {**done.report, "timing_s": {"load_model": loaded_s, **done.report["timing_s"]}}
 
 
 def _nothing_selected(study: Study, selection: Selection) -> dict[str, Any]:

@@ -60,5 +60,5 @@ def run_self_test(segmenter: Segmenter, pack: ModelPack) -> SelfTest:
         dice=float(dice),
         lesion_count=analysis.findings.lesion_count,
         volume_ml=analysis.findings.total_volume_ml,
-        truth_ml=float(np.count_nonzero(truth)) * phantom.volume.grid.voxel_volume_ml,
+        truth_ml=phantom.lesions_ml,
     )
