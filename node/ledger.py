@@ -575,9 +575,9 @@ class Ledger:
         """Delivered or skipped series that received nothing, and changed nothing, since then."""
         states = (SeriesState.DELIVERED, SeriesState.SKIPPED)
         return self._series(
-            f"state IN ({_marks(states)}) AND discarded_at IS NULL AND last_received_at < ?"
+            "state IN (?, ?) AND discarded_at IS NULL AND last_received_at < ?"
             " AND (SELECT MAX(at) FROM outcomes"
-            "   WHERE outcomes.series_instance_uid = series.series_instance_uid) < ?",  # noqa: S608
+            "   WHERE outcomes.series_instance_uid = series.series_instance_uid) < ?",
             (*states, ended_before.isoformat(), ended_before.isoformat()),
         )
 
@@ -772,6 +772,11 @@ class Ledger:
         """Every job of a series, oldest first: one per revision, pack and settings."""
         query = "SELECT * FROM jobs WHERE series_instance_uid = ? ORDER BY created_at"
         return [_job(row) for row in self._rows(query, (series_instance_uid,))]
+
+    def jobs_named(self, beginning: str) -> list[Job]:
+        """Jobs whose id begins so."""
+        query = "SELECT * FROM jobs WHERE substr(job_id, 1, ?) = ? ORDER BY created_at"
+        return [_job(row) for row in self._rows(query, (len(beginning), beginning))]
 
     def paths_of(self, job_id: str) -> list[Path]:
         """Absolute paths of exactly the instances of the job's revision.
@@ -985,39 +990,6 @@ class Ledger:
             )
         ]
 
-    # --- retention ---------------------------------------------------------------------------
-
-    def expired(self, before: datetime, limit: int = 200) -> list[SeriesRow]:
-        """Series that were delivered or skipped, and came to that end before then.
-
-        Series at any other end, or on their way, are never among them.
-        """
-        return self._series(
-            _EXPIRED, _expired_parameters(before), f"last_received_at LIMIT {int(limit)}"
-        )
-
-    def forget_instances(self, series_instance_uid: str, before: datetime) -> bool:
-        """Delete the instance rows of an expired series whose files are gone; history stays.
-
-        Sent again, the instances are new, and the same revision leads to the same, delivered job.
-        """
-        with self._transaction() as db:
-            still = self._series(
-                f"{_EXPIRED} AND series.series_instance_uid = ?",
-                (*_expired_parameters(before), series_instance_uid),
-            )
-            if not still:
-                return False  # something arrived in the meantime
-            db.execute(
-                "DELETE FROM job_instances WHERE sop_instance_uid IN"
-                " (SELECT sop_instance_uid FROM instances WHERE series_instance_uid = ?)",
-                (series_instance_uid,),
-            )
-            db.execute(
-                "DELETE FROM instances WHERE series_instance_uid = ?", (series_instance_uid,)
-            )
-            return True
-
     # --- the balance -------------------------------------------------------------------------
 
     def counts(self) -> dict[str, int]:
@@ -1057,22 +1029,6 @@ class Ledger:
             if not (self.spool / row["path"]).is_file()
         )
         return Oracle(self._count("instances"), by_state, self._count("conflicts"), missing)
-
-
-_OWED = (*UNFINISHED, SeriesState.HELD)
-_EXPIRED = (
-    "series.state IN (?, ?) AND EXISTS (SELECT 1 FROM instances"
-    "   WHERE instances.series_instance_uid = series.series_instance_uid)"
-    " AND NOT EXISTS (SELECT 1 FROM jobs"
-    "   WHERE jobs.series_instance_uid = series.series_instance_uid"
-    "   AND jobs.state IN (?, ?, ?, ?))"
-    " AND (SELECT MAX(at) FROM outcomes"
-    "   WHERE outcomes.series_instance_uid = series.series_instance_uid) < ?"
-)
-
-
-def _expired_parameters(before: datetime) -> tuple[str, ...]:
-    return (SeriesState.DELIVERED, SeriesState.SKIPPED, *_OWED, before.isoformat())
 
 
 def _now() -> str:

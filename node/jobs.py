@@ -1,0 +1,312 @@
+"""`flairnode jobs`: what came in, what became of it, and what an operator can do about it."""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from config.loader import load_settings
+from config.settings import Settings
+from node.audit import Audit, AuditEvent
+from node.cli import EXIT_DONE, EXIT_REFUSED, EXIT_WRONG_ARGUMENTS
+from node.ledger import (
+    CONFLICTING,
+    LATER_FLAIR,
+    MISSING_FILES,
+    Job,
+    Ledger,
+    RetryRefusedError,
+    SeriesRow,
+    SeriesState,
+    UnknownJobError,
+)
+from node.sitekey import site_key
+
+_SHORTEST_PREFIX = 6
+
+_ADVICE = {
+    CONFLICTING: "Compare the two objects (spool and spool/conflicts) with the archive: one of "
+    "them was changed under the same SOP Instance UID. A result is not made of either.",
+    LATER_FLAIR: "Another FLAIR of this study has a result. `flairnode jobs retry` with this "
+    "Series Instance UID analyses this one as well.",
+    MISSING_FILES: "Send the whole series again.",
+    "incomplete": "Send the rest of the series; it is then decided again by itself.",
+    "destination-unreachable": "Nothing to do: it is sent once the destination answers a C-ECHO.",
+    "destination-refused": "Ask the administrator of the destination why it refuses; then retry.",
+    "no-destination": "Name a destination in the settings; then retry.",
+    "no-destination-for-research": "The model is for research only. Mark a destination "
+    "`research = true` if it may have such results; then retry.",
+    "internal-error": "Our fault: report it with the lines of the log. A retry may help.",
+    "poison": "The analysis ended its worker each time: report it with the lines of the log.",
+}
+
+
+def register(subparsers: Any) -> None:  # noqa: ANN401  # argparse names no public type for it
+    """Add the `jobs` command and its five actions."""
+    jobs = subparsers.add_parser(
+        "jobs",
+        help="list, show, explain, retry, cancel",
+        description="Every series that was received, the end it came to, and why.",
+    )
+    actions = jobs.add_subparsers(title="actions", dest="action", required=True)
+    listing = _action(actions, "list", "every series, the latest first", run_list)
+    listing.add_argument("--state", choices=[state.value for state in SeriesState])
+    listing.add_argument("--limit", type=int, default=200, help="at most so many (default 200)")
+    for name, text, run in (
+        ("show", "one series or job with everything known of it", run_show),
+        ("explain", "why it is where it is, and what to do", run_explain),
+        ("retry", "try an ended job, or decide a series, once more", run_retry),
+        ("cancel", "end a job that is waiting or running", run_cancel),
+    ):
+        _action(actions, name, text, run).add_argument(
+            "id", help="Series Instance UID, or a job id or its beginning"
+        )
+
+
+def run_list(arguments: argparse.Namespace) -> int:
+    """One line per series."""
+    state = None if arguments.state is None else SeriesState(arguments.state)
+    with _ledger(load_settings(arguments.config)) as ledger:
+        rows = ledger.all_series(state, arguments.limit)
+        counts = ledger.counts()
+    if arguments.json:
+        print(json.dumps({"series": [_series(row) for row in rows], "counts": counts}))
+        return EXIT_DONE
+    for row in rows:
+        print(
+            f"{row.last_received_at:%Y-%m-%d %H:%M:%S}  {row.state:<12}  {row.reason or '-':<28}"
+            f"{row.instances:>5} instances  {row.job_id or '-':<43}  {row.series_instance_uid}"
+        )
+    if not rows:
+        print("nothing was received yet" if state is None else f"no series is {state}")
+    return EXIT_DONE
+
+
+def run_show(arguments: argparse.Namespace) -> int:
+    """The rows of a series, its jobs, their deliveries and its history."""
+    with _ledger(load_settings(arguments.config)) as ledger:
+        row, job = _find(ledger, arguments.id)
+        shown = _in_full(ledger, row)
+    if arguments.json:
+        print(json.dumps(shown))
+        return EXIT_DONE
+    print(_headline(row, job))
+    for name, value in _series(row).items():
+        print(f"  {name:<22} {value}")
+    for one in shown["jobs"]:
+        print(f"  job {one['job_id']}: {one['state']} {one['reason']}".rstrip())
+        for delivery in one["deliveries"]:
+            print(
+                f"    {delivery['destination']}: {delivery['state']} {delivery['sop_instance_uid']}"
+            )
+    return EXIT_DONE
+
+
+def run_explain(arguments: argparse.Namespace) -> int:
+    """The story of a series in order, and what would help."""
+    with _ledger(load_settings(arguments.config)) as ledger:
+        row, job = _find(ledger, arguments.id)
+        history = ledger.history(row.series_instance_uid)
+    advice = _ADVICE.get(row.reason, "")
+    if arguments.json:
+        told = {
+            "series_instance_uid": row.series_instance_uid,
+            "state": row.state,
+            "reason": row.reason,
+            "explanation": row.explanation,
+            "advice": advice,
+            "history": [
+                {
+                    "at": one.at.isoformat(),
+                    "state": one.state,
+                    "reason": one.reason,
+                    "explanation": one.explanation,
+                    "job_id": one.job_id,
+                }
+                for one in history
+            ],
+        }
+        print(json.dumps(told))
+        return EXIT_DONE
+    print(_headline(row, job))
+    for one in history:
+        why = ": ".join(part for part in (one.reason, one.explanation) if part)
+        print(f"  {one.at:%Y-%m-%d %H:%M:%S} UTC  {one.state}" + (f"  {why}" if why else ""))
+    if advice:
+        print(f"What to do: {advice}")
+    return EXIT_DONE
+
+
+def run_retry(arguments: argparse.Namespace) -> int:
+    """Queue a job again, or let a series without one be decided again; the service sees it."""
+    settings = load_settings(arguments.config)
+    with _ledger(settings) as ledger:
+        row, job = _find(ledger, arguments.id)
+        current = job or (ledger.job(row.job_id) if row.job_id and _rests_on_its_job(row) else None)
+        if current is not None:
+            ledger.retry(current.job_id)
+        else:
+            ledger.reopen_series(row.series_instance_uid)
+        shown = _in_full(ledger, _again(ledger, row))
+    _note(settings, "retry", row, current)
+    return _changed(arguments, shown)
+
+
+def run_cancel(arguments: argparse.Namespace) -> int:
+    """End a job; what was sent already stays where it is."""
+    settings = load_settings(arguments.config)
+    with _ledger(settings) as ledger:
+        row, job = _find(ledger, arguments.id)
+        if job is None and not row.job_id:
+            raise RetryRefusedError(f"series {row.series_instance_uid} has no job to cancel")
+        cancelled = ledger.cancel((job or ledger.job(row.job_id)).job_id)
+        shown = _in_full(ledger, _again(ledger, row))
+    _note(settings, "cancel", row, cancelled)
+    return _changed(arguments, shown)
+
+
+def _rests_on_its_job(row: SeriesRow) -> bool:
+    """Did the series come to its end through its job, rather than by a decision of the intake?"""
+    return row.reason not in (LATER_FLAIR, CONFLICTING, MISSING_FILES, "incomplete")
+
+
+def _changed(arguments: argparse.Namespace, shown: dict[str, Any]) -> int:
+    if arguments.json:
+        print(json.dumps(shown))
+    else:
+        print(f"{shown['series_instance_uid']} is {shown['state']} now")
+    return EXIT_DONE
+
+
+def _note(settings: Settings, what: str, row: SeriesRow, job: Job | None) -> None:
+    data_dir = settings.node.data_dir
+    Audit(data_dir / "audit", site_key(data_dir)).append(
+        AuditEvent.OPERATOR,
+        what=what,
+        user=getpass.getuser(),
+        study=row.study_instance_uid,
+        series=row.series_instance_uid,
+        job=job.job_id if job is not None else "",
+    )
+
+
+def _action(
+    actions: Any,  # noqa: ANN401
+    name: str,
+    text: str,
+    run: Callable[[argparse.Namespace], int],
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = actions.add_parser(name, help=text)
+    parser.add_argument("--config", type=Path, required=True, help="settings of the site (TOML)")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    parser.set_defaults(run=_saying_why_not(run))
+    return parser
+
+
+def _saying_why_not(
+    run: Callable[[argparse.Namespace], int],
+) -> Callable[[argparse.Namespace], int]:
+    def guarded(arguments: argparse.Namespace) -> int:
+        try:
+            return run(arguments)
+        except UnknownJobError as error:
+            return _refuse(arguments, EXIT_WRONG_ARGUMENTS, "unknown", str(error.args[0]))
+        except RetryRefusedError as error:
+            return _refuse(arguments, EXIT_REFUSED, "refused", str(error))
+
+    return guarded
+
+
+def _refuse(arguments: argparse.Namespace, status: int, reason: str, message: str) -> int:
+    if arguments.json and status != EXIT_WRONG_ARGUMENTS:
+        print(json.dumps({"outcome": "refused", "reason": reason, "explanation": message}))
+    print(f"flairnode jobs: {message}", file=sys.stderr)
+    return status
+
+
+def _ledger(settings: Settings) -> Ledger:
+    path = settings.node.data_dir / "intake.sqlite"
+    if not path.is_file():
+        raise UnknownJobError(
+            f"{path}: no such file; has `flairnode serve` run with this data_dir?"
+        )
+    return Ledger(path)
+
+
+def _find(ledger: Ledger, wanted: str) -> tuple[SeriesRow, Job | None]:
+    """The series that is meant, and the job if it was named by one.
+
+    Raises:
+        UnknownJobError: Nothing is called that, or several jobs are.
+    """
+    row = ledger.series(wanted)
+    if row is not None:
+        return row, None
+    jobs = ledger.jobs_named(wanted) if len(wanted) >= _SHORTEST_PREFIX else []
+    if len(jobs) != 1:
+        what = f"{len(jobs)} jobs begin with" if jobs else "no series or job is called"
+        raise UnknownJobError(f"{what} {wanted}")
+    found = ledger.series(jobs[0].series_instance_uid)
+    if found is None:
+        raise UnknownJobError(f"job {jobs[0].job_id} has no series")
+    return found, jobs[0]
+
+
+def _again(ledger: Ledger, row: SeriesRow) -> SeriesRow:
+    return ledger.series(row.series_instance_uid) or row
+
+
+def _headline(row: SeriesRow, job: Job | None) -> str:
+    state, reason = (job.state, job.reason) if job is not None else (row.state, row.reason)
+    name = f"job {job.job_id}" if job is not None else f"series {row.series_instance_uid}"
+    return f"{name}: {state}" + (f", {reason}" if reason else "")
+
+
+def _series(row: SeriesRow) -> dict[str, Any]:
+    return {
+        "series_instance_uid": row.series_instance_uid,
+        "study_instance_uid": row.study_instance_uid,
+        "state": row.state.value,
+        "reason": row.reason,
+        "explanation": row.explanation,
+        "score": row.score,
+        "instances": row.instances,
+        "counts": row.counts.value,
+        "revision": row.revision,
+        "job_id": row.job_id,
+        "calling_ae_title": row.calling_ae_title,
+        "first_received_at": row.first_received_at.isoformat(),
+        "last_received_at": row.last_received_at.isoformat(),
+    }
+
+
+def _in_full(ledger: Ledger, row: SeriesRow) -> dict[str, Any]:
+    return _series(row) | {
+        "jobs": [
+            {
+                "job_id": job.job_id,
+                "workflow_id": job.workflow_id,
+                "state": job.state.value,
+                "reason": job.reason,
+                "explanation": job.explanation,
+                "predecessor": job.predecessor,
+                "instances": len(ledger.sop_instances_of(job.job_id)),
+                "created_at": job.created_at.isoformat(),
+                "updated_at": job.updated_at.isoformat(),
+                "deliveries": [
+                    {
+                        "destination": one.destination,
+                        "sop_instance_uid": one.sop_instance_uid,
+                        "state": one.state,
+                    }
+                    for one in ledger.deliveries(job.job_id)
+                ],
+            }
+            for job in ledger.jobs_of(row.series_instance_uid)
+        ]
+    }
