@@ -1,0 +1,262 @@
+"""The service process: listener, ledger, engine, timers, and the workers it starts.
+
+It holds no pixels and no torch. Workers are processes of their own: they are started from the main
+thread (their death signal is tied to it), started again when they die, and die with it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Self
+
+import structlog
+
+from config.settings import Settings
+from dicom.errors import StudyError
+from dicom.network.scp import StorageServer
+from node.audit import Audit
+from node.engine import Engine, FileIdentity, IdentityTakenError
+from node.intake import Intake, admission
+from node.ledger import Ledger
+from node.logs import configure_logging
+from node.outcome import ResultsFolder
+from node.sitekey import site_key
+from node.spool import Spool
+from node.timers import Timers
+from node.workflow import ANALYSIS, SERIES, WORKFLOW_VERSION, Casework, delivery_queue
+from pipeline.model_pack import find_pack, load_pack
+
+log = structlog.get_logger(__name__)
+
+EXIT_CANNOT_START = 1
+TICK_S = 0.2
+FIRST_RESTART_PAUSE_S = 0.25
+LONGEST_RESTART_PAUSE_S = 30.0
+STEADY_AFTER_S = 60.0
+"""A worker that lived so long was well: its next restart is at once again."""
+STOP_WORKERS_S = 5.0
+WORKER_COMMAND = (sys.executable, "-m", "node.worker")
+
+
+@dataclass(slots=True)
+class WorkerSlot:
+    """One worker that is to run."""
+
+    index: int
+    process: subprocess.Popen[bytes] | None = None
+    started_at: float = 0.0
+    deaths_in_a_row: int = 0
+    not_before: float = 0.0
+
+
+@dataclass(slots=True)
+class Workers:
+    """Keeps N worker processes alive. Call it from the main thread only."""
+
+    count: int
+    config: Path
+    command: Sequence[str] = WORKER_COMMAND
+    run: str = field(default_factory=lambda: secrets.token_hex(8))
+    """Of this service; workers tell by it whether a case outlived them or the whole node."""
+    slots: list[WorkerSlot] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.slots = [WorkerSlot(index) for index in range(self.count)]
+
+    def tick(self) -> None:
+        """Start what is not running and may."""
+        now = time.monotonic()
+        for slot in self.slots:
+            if slot.process is not None and slot.process.poll() is not None:
+                self._died(slot, slot.process, now)
+            if slot.process is None and now >= slot.not_before:
+                self._start(slot, now)
+
+    def stop(self) -> None:
+        """SIGTERM, and SIGKILL for one that stays."""
+        running = [slot.process for slot in self.slots if slot.process is not None]
+        for process in running:
+            process.terminate()
+        deadline = time.monotonic() + STOP_WORKERS_S
+        for process in running:
+            try:
+                process.wait(timeout=max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+    def _start(self, slot: WorkerSlot, now: float) -> None:
+        arguments = (
+            *("--config", str(self.config)),
+            *("--index", str(slot.index)),
+            *("--parent", str(os.getpid())),
+            *("--run", self.run),
+        )
+        slot.process = subprocess.Popen(  # noqa: S603  # our own program, no shell
+            [*self.command, *arguments], stdin=subprocess.DEVNULL
+        )
+        slot.started_at = now
+        log.info("worker.started", index=slot.index, pid=slot.process.pid)
+
+    def _died(self, slot: WorkerSlot, process: subprocess.Popen[bytes], now: float) -> None:
+        lived_s = now - slot.started_at
+        slot.deaths_in_a_row = 1 if lived_s > STEADY_AFTER_S else slot.deaths_in_a_row + 1
+        pause_s = min(
+            LONGEST_RESTART_PAUSE_S, FIRST_RESTART_PAUSE_S * 2.0 ** (slot.deaths_in_a_row - 1)
+        )
+        slot.not_before = now + pause_s
+        log.warning(
+            "worker.died",
+            index=slot.index,
+            pid=process.pid,
+            exit_code=process.returncode,
+            duration_s=round(lived_s, 1),
+            waited_s=pause_s,
+        )
+        slot.process = None
+
+
+@dataclass(slots=True)
+class Node:
+    """Everything the service process holds, in the order it is started; stopped in reverse."""
+
+    ledger: Ledger
+    engine: Engine
+    timers: Timers
+    listener: StorageServer
+    workers: Workers
+
+    @classmethod
+    def start(cls, settings: Settings, workers: Workers, model_digest: str) -> Self:
+        """Take up what is owed, then open the door.
+
+        Raises:
+            IdentityTakenError: Another service runs on this data directory.
+            OSError: The port is taken, or the directory is not ours.
+        """
+        data_dir = settings.node.data_dir
+        ledger = Ledger(data_dir / "intake.sqlite")
+        results = ResultsFolder(data_dir)
+        engine = Engine(settings, service_id(settings), WORKFLOW_VERSION)
+        casework = Casework(settings, ledger, results, engine)
+        intake = Intake(
+            settings,
+            ledger,
+            Spool(data_dir / "spool"),
+            Audit(data_dir / "audit", site_key(data_dir)),
+            pack_digest=model_digest,
+            settings_digest=settings_digest(settings),
+            enqueue=casework.submit,
+        )
+        node = settings.node
+        listener = StorageServer(
+            node.bind_host, node.port, admission(settings), intake.on_store, intake.on_refusal
+        )
+        deliveries = [delivery_queue(destination) for destination in settings.destinations]
+        engine.launch([SERIES, *deliveries], know=[ANALYSIS])
+        casework.reclaim({f"worker-{slot.index}" for slot in workers.slots})
+        intake.reconcile()
+        workers.tick()
+        timers = Timers(settings, ledger, results, engine, casework, intake)
+        timers.start()
+        listener.start()
+        log.info("service.ready", pid=os.getpid(), port=listener.port)
+        return cls(ledger, engine, timers, listener, workers)
+
+    def stop(self) -> None:
+        """Close the door, end the workers. Work under way goes on at the next start."""
+        log.info("service.stopping", pid=os.getpid())
+        self.listener.stop()
+        self.timers.stop()
+        self.workers.stop()
+        log.info("service.ended", pid=os.getpid())
+
+
+def service_id(settings: Settings) -> str:
+    """The executor id of the service. On PostgreSQL several nodes may share the database."""
+    if settings.engine.database_url is None:
+        return "service"
+    return f"{os.uname().nodename}-service"
+
+
+def settings_digest(settings: Settings) -> str:
+    """Of the settings that change a result beside the model (`config.settings`, "(result)")."""
+    return hashlib.sha256(f"mirroring={settings.pipeline.mirroring}".encode()).hexdigest()
+
+
+def pack_digest(settings: Settings) -> str:
+    """Of the configured pack, every file of it checked.
+
+    Raises:
+        ModelPackError: The pack is missing or changed.
+    """
+    pack = find_pack(settings.pipeline.model, folders=[settings.node.data_dir / "packs"])
+    return load_pack(pack).digest
+
+
+def serve(
+    settings: Settings,
+    config: Path,
+    *,
+    worker_command: Sequence[str] = WORKER_COMMAND,
+    model_digest: Callable[[Settings], str] = pack_digest,
+) -> int:
+    """Run the node until SIGTERM or SIGINT.
+
+    Args:
+        settings: What `config` says.
+        config: The site's file; workers read it themselves.
+        worker_command: How a worker is started; tests start one with a small analyser.
+        model_digest: Digest of the model that workers run.
+
+    Returns:
+        1 when the node cannot start. Otherwise it does not return: the process ends with status 0,
+        since threads of work under way cannot be ended and need not be.
+    """
+    ended = threading.Event()
+
+    def _end(_signal: int, _frame: FrameType | None) -> None:
+        ended.set()
+
+    signal.signal(signal.SIGTERM, _end)
+    signal.signal(signal.SIGINT, _end)
+    data_dir = settings.node.data_dir
+    workers = Workers(settings.engine.workers, config, worker_command)
+    try:
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        configure_logging(site_key(data_dir))
+        identity = FileIdentity(
+            data_dir / "service.lock",
+            wait_s=2.0,  # a predecessor that was killed may still be ending
+            taken=f"a flairnode service runs on {data_dir} already",
+        )
+        node = Node.start(settings, workers, model_digest(settings))
+    except IdentityTakenError as error:
+        return _cannot_start("service.identity-taken", error)
+    except StudyError as error:
+        return _cannot_start("service.no-model", error)
+    except OSError as error:  # the port is taken, the directory is not ours, the disk is full
+        return _cannot_start("service.cannot-start", error)
+    while not ended.wait(TICK_S):
+        node.workers.tick()
+    node.stop()
+    identity.release()
+    sys.stderr.flush()
+    os._exit(0)
+
+
+def _cannot_start(event: str, error: Exception) -> int:
+    log.error(event, why=str(error))
+    sys.stderr.write(f"flairnode serve: {error}\n")
+    return EXIT_CANNOT_START

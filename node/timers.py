@@ -1,0 +1,174 @@
+"""When to look. What is owed stands in the ledger, so a tick that is lost or doubled is harmless.
+
+Nothing here decides by the wall clock but alarms and retention, where an hour more or less is
+nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import time
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+
+import structlog
+from apscheduler.schedulers.background import BackgroundScheduler
+
+from config.settings import Settings
+from dicom.network.scu import PeerError, echo
+from node.engine import Engine
+from node.intake import Intake
+from node.ledger import Job, Ledger, SeriesState
+from node.outcome import ResultsFolder
+from node.workflow import Casework
+
+log = structlog.get_logger(__name__)
+
+RUNNING_LOOK_S = 1.0
+RESUME_S = 15.0
+HEARTBEAT_S = 60.0
+HOURLY_S = 3600.0
+STUCK_FACTOR = 3.0
+"""Work that takes three times as long as it may is stuck, and somebody is told."""
+
+
+class Timers:
+    """APScheduler in memory: no tick has to survive a restart."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        ledger: Ledger,
+        results: ResultsFolder,
+        engine: Engine,
+        casework: Casework,
+        intake: Intake,
+    ) -> None:
+        """Set up; nothing ticks before `start`.
+
+        Args:
+            settings: Of the site.
+            ledger: What is owed.
+            results: Result folders, for retention.
+            engine: For its history and its write-ahead log.
+            casework: Does what is found to be owed.
+            intake: Closes the studies that have become quiet.
+        """
+        self._settings = settings
+        self._ledger = ledger
+        self._results = results
+        self._engine = engine
+        self._casework = casework
+        self._intake = intake
+        self.answering: dict[str, bool] = {}
+        """Peer -> did it answer the last C-ECHO."""
+        self._alarmed: set[tuple[str, SeriesState]] = set()
+        # It warns of every tick that finds the one before still looking, which is harmless here.
+        logging.getLogger("apscheduler.scheduler").setLevel(logging.ERROR)
+        self._scheduler = BackgroundScheduler(
+            timezone=UTC,
+            job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None},
+        )
+
+    def start(self) -> None:
+        """Begin to tick."""
+        quiet_s = self._settings.completeness.quiet_period_s
+        retry_s = self._settings.delivery.retry_held_every_s
+        for look, period_s in (
+            # A study is closed at most a tenth of its quiet period, or a second, after its end.
+            (self._intake.sweep, min(1.0, max(0.25, quiet_s / 10))),
+            (self._casework.mark_running, RUNNING_LOOK_S),
+            (self._casework.resume, RESUME_S),
+            (self.retry_held, retry_s),
+            (self.heartbeat, HEARTBEAT_S),
+            (self.alarm_stuck, HEARTBEAT_S),
+            (self.expire, HOURLY_S),
+            (self.checkpoint, HOURLY_S),
+        ):
+            self._scheduler.add_job(look, "interval", seconds=period_s)
+        self._scheduler.start()
+
+    def stop(self) -> None:
+        """Tick no more; a look under way is not waited for."""
+        self._scheduler.shutdown(wait=False)
+
+    # --- what is looked at -------------------------------------------------------------------
+
+    def retry_held(self) -> None:
+        """Deliver again what waited for a destination that answers now."""
+        for peer, jobs in self._casework.held_for().items():
+            if self._answers(peer):
+                log.info("delivery.retried", peer=peer, jobs=len(jobs))
+                for job_id in jobs:
+                    self._casework.deliver_again(job_id, peer)
+
+    def heartbeat(self) -> None:
+        """C-ECHO to every peer; one that comes back is sent what waited for it."""
+        came_back = False
+        for peer in self._settings.peers:
+            before = self.answering.get(peer.name)
+            now = self._answers(peer.name)
+            if before is not None and before != now:
+                log.warning("peer.answers" if now else "peer.silent", peer=peer.name)
+            came_back |= before is False and now
+        if came_back:
+            self.retry_held()
+
+    def alarm_stuck(self) -> None:
+        """Say once when a job is in one state for longer than it can be."""
+        stuck = {
+            (job.job_id, job.state)
+            for state, limit_s in self._limits_s().items()
+            for job in self._ledger.jobs(state)
+            if _age_s(job) > limit_s
+        }
+        for job_id, state in sorted(stuck - self._alarmed):
+            log.error("case.stuck", job=job_id, state=state.value)
+        self._alarmed = stuck
+
+    def expire(self) -> None:
+        """Delete images and results of what was delivered or skipped long ago, and old history."""
+        self._intake.discard_old()
+        before = datetime.now(UTC) - timedelta(days=self._settings.retention.keep_days)
+        for job in self._ledger.jobs(SeriesState.DELIVERED, limit=1_000_000):
+            if job.updated_at < before and self._results.of(job.job_id).exists():
+                self._results.remove(job.job_id)
+        self._engine.forget_finished_before(before.timestamp())
+
+    def checkpoint(self) -> None:
+        """Fold the write-ahead logs into their files."""
+        self._engine.checkpoint()
+        with closing(sqlite3.connect(self._ledger.path, timeout=30)) as connection:
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    # --- helpers -----------------------------------------------------------------------------
+
+    def _answers(self, peer: str) -> bool:
+        try:
+            echo(
+                self._settings.peer(peer),
+                calling_ae_title=self._settings.node.ae_title,
+                timeout_s=min(10.0, self._settings.delivery.timeout_s),
+            )
+        except PeerError:
+            self.answering[peer] = False
+        else:
+            self.answering[peer] = True
+        return self.answering[peer]
+
+    def _limits_s(self) -> dict[SeriesState, float]:
+        plan = self._settings.delivery
+        pauses = sum(plan.first_pause_s * plan.backoff**n for n in range(plan.attempts - 1))
+        tries = plan.attempts * plan.timeout_s
+        case_s = self._settings.pipeline.time_limit_s
+        return {
+            # Behind others in the queue, but not for ever.
+            SeriesState.QUEUED: STUCK_FACTOR * 10 * case_s,
+            SeriesState.RUNNING: STUCK_FACTOR * case_s,
+            SeriesState.DELIVERING: STUCK_FACTOR * (pauses + tries),
+        }
+
+
+def _age_s(job: Job) -> float:
+    return time.time() - job.updated_at.timestamp()

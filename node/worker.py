@@ -1,0 +1,353 @@
+"""A worker process: one device, one warm model, one case at a time.
+
+It knows orders and result folders, not the ledger. It may be killed at any moment: by its parent's
+death, by the time limit, by the kernel for its memory, or by the case itself. Attempts are noted
+before a case begins, so that a case that kills its worker three times is ended instead of tried
+for ever, while one that was running when the whole node was stopped is not blamed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import os
+import resource
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from config.loader import load_settings
+from config.settings import Settings
+from dicom.errors import Outcome, StudyError
+from node.durable import sync_directory
+from node.engine import Engine, IdentityTakenError
+from node.logs import configure_logging
+from node.outcome import JobOutcome, Order, ResultFile, ResultsFolder
+from node.sitekey import site_key
+from node.workflow import ANALYSIS, POISON, WORKFLOW_VERSION, Analysis
+
+if TYPE_CHECKING:
+    from node.analysis import AnalysisOutcome
+
+log = structlog.get_logger(__name__)
+
+DEATHS_ALLOWED = 3
+"""A case that ended its worker so often is ended itself."""
+MODEL_CHANGED = "model-changed"
+INTERNAL_ERROR = "internal-error"
+MEMORY_LIMIT = "memory-limit"
+EXIT_PARENT_GONE = 0
+EXIT_IDENTITY_TAKEN = 75  # EX_TEMPFAIL: the predecessor is still ending
+EXIT_NO_MODEL = 78  # EX_CONFIG
+EXIT_TIME_LIMIT = 124  # as `timeout` says it
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Analyser:
+    """A model, warm and ready."""
+
+    pack_digest: str
+    research: bool
+    analyse: Callable[[Sequence[Path], Path], AnalysisOutcome]
+    """The files of one series, and the folder that the objects are written into."""
+
+
+def load_pipeline(settings: Settings) -> Analyser:
+    """The configured model, every file checked against its digest, warm.
+
+    Raises:
+        ModelPackError: The pack is missing, changed or of a kind that cannot be run.
+    """
+    from node.analysis import analyse_series, load_segmenter  # torch: seconds
+
+    ensemble, pack = load_segmenter(settings.pipeline, [settings.node.data_dir / "packs"])
+    return Analyser(
+        pack_digest=pack.digest,
+        research=pack.manifest.status == "research",
+        analyse=lambda paths, output: analyse_series(paths, ensemble, pack, output),
+    )
+
+
+class Attempts:
+    """`<job>.attempts`: a line for each time a worker began the case.
+
+    A line names the order's workflow and the run of the node it happened in. The last attempt of an
+    earlier run is not counted: the node was stopped then, and the worker with it.
+    """
+
+    def __init__(self, path: Path, workflow_id: str, run: str) -> None:
+        self._path = path
+        self._workflow_id = workflow_id
+        self._run = run
+
+    def deaths(self) -> int:
+        """How often the case ended its worker while the node went on."""
+        per_run: dict[str, int] = {}
+        for line in self._lines():
+            workflow_id, _, run = line.partition(" ")
+            if workflow_id == self._workflow_id:
+                per_run[run] = per_run.get(run, 0) + 1
+        return sum(count if run == self._run else count - 1 for run, count in per_run.items())
+
+    def begin(self) -> None:
+        """Note an attempt, durably, before it begins."""
+        descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            os.write(descriptor, f"{self._workflow_id} {self._run}\n".encode())
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        sync_directory(self._path.parent)
+
+    def take_back(self) -> None:
+        """The attempt was ended from outside, in order."""
+        lines = self._lines()[:-1]
+        part = self._path.with_suffix(".taken-back")
+        part.write_text("".join(f"{line}\n" for line in lines))
+        part.replace(self._path)
+
+    def clear(self) -> None:
+        """The case is done."""
+        self._path.unlink(missing_ok=True)
+
+    def _lines(self) -> list[str]:
+        try:
+            return self._path.read_text().splitlines()
+        except FileNotFoundError:
+            return []
+
+
+class Worker:
+    """Runs orders, one at a time."""
+
+    def __init__(self, settings: Settings, analyser: Analyser, run: str) -> None:
+        """Get ready.
+
+        Args:
+            settings: Of the site.
+            analyser: The warm model.
+            run: Identifies this run of the node; all workers of one service share it.
+        """
+        self._results = ResultsFolder(settings.node.data_dir)
+        self._time_limit_s = settings.pipeline.time_limit_s
+        self._analyser = analyser
+        self._run = run
+        self._current: Attempts | None = None
+        self._lock = threading.Lock()
+
+    def analyse(self, job_id: str) -> Outcome:
+        """Carry out an order. A result that is there is kept; a crash leaves nothing half done."""
+        order = self._results.read_order(job_id)
+        known = self._results.read(job_id)
+        # An analysed result is never built twice. Any other end is looked at again only when an
+        # operator asked for it, which makes another workflow id.
+        if known is not None and (
+            known.outcome is Outcome.ANALYSED or known.workflow_id == order.workflow_id
+        ):
+            return known.outcome
+        attempts = Attempts(self._results.attempts(job_id), order.workflow_id, self._run)
+        outcome, report = self._attempt(job_id, order, attempts)
+        self._results.finish(job_id, outcome, order, report)
+        with self._lock:
+            self._current = None
+            attempts.clear()
+        log.info("case.analysed", job=job_id, state=outcome.outcome.value, reason=outcome.reason)
+        return outcome.outcome
+
+    def leave(self) -> None:
+        """The process ends in order: the case under way is not to be blamed for it."""
+        with self._lock:
+            if self._current is not None:
+                self._current.take_back()
+
+    def _attempt(
+        self, job_id: str, order: Order, attempts: Attempts
+    ) -> tuple[JobOutcome, Mapping[str, Any] | None]:
+        part = self._results.begin(job_id)
+        if attempts.deaths() >= DEATHS_ALLOWED:
+            explanation = f"the case ended its worker {DEATHS_ALLOWED} times"
+            return self._ended(order, Outcome.FAILED, POISON, explanation), None
+        if order.job["pack_digest"] != self._analyser.pack_digest:
+            explanation = (
+                "this node runs another model now; `flairnode jobs retry` with the Series Instance "
+                "UID analyses the series with it"
+            )
+            return self._ended(order, Outcome.HELD, MODEL_CHANGED, explanation), None
+        with self._lock:
+            attempts.begin()
+            self._current = attempts
+        watchdog = threading.Timer(self._time_limit_s, self._out_of_time, (job_id,))
+        watchdog.daemon = True
+        watchdog.start()
+        try:
+            finished = self._analyser.analyse(self._paths(order), part)
+        except Exception as error:  # the one place: this case fails, the next goes on
+            log.exception("case.failed", job=job_id)
+            self._results.begin(job_id)  # nothing of a failed analysis is kept
+            return self._failed(order, error), None
+        finally:
+            watchdog.cancel()
+        return self._as_outcome(order, finished), _with_names(finished.report)
+
+    def _paths(self, order: Order) -> list[Path]:
+        return [self._results.data_dir / name for name in order.files]
+
+    def _out_of_time(self, job_id: str) -> None:
+        log.error("case.out-of-time", job=job_id, limit_s=self._time_limit_s)
+        # No thread can be ended from outside; the process can. The attempt stays noted.
+        os._exit(EXIT_TIME_LIMIT)
+
+    def _failed(self, order: Order, error: Exception) -> JobOutcome:
+        out_of_memory = isinstance(error, MemoryError) or (
+            isinstance(error, RuntimeError) and "allocate memory" in str(error)  # torch's
+        )
+        if out_of_memory:
+            explanation = "more memory was asked for than pipeline.memory_limit_mb allows"
+            return self._ended(order, Outcome.FAILED, MEMORY_LIMIT, explanation)
+        # The message of an unexpected error may quote a patient's data: its type must do.
+        return self._ended(order, Outcome.FAILED, INTERNAL_ERROR, type(error).__name__)
+
+    def _ended(self, order: Order, outcome: Outcome, reason: str, explanation: str) -> JobOutcome:
+        research = self._analyser.research
+        return JobOutcome(outcome, reason, explanation, order.workflow_id, research, ())
+
+    def _as_outcome(self, order: Order, finished: AnalysisOutcome) -> JobOutcome:
+        return JobOutcome(
+            outcome=finished.outcome,
+            reason=finished.reason,
+            explanation=finished.explanation,
+            workflow_id=order.workflow_id,
+            research=self._analyser.research,
+            objects=tuple(
+                ResultFile(one.kind, one.sop_instance_uid, one.path) for one in finished.outputs
+            ),
+        )
+
+
+def _with_names(report: Mapping[str, Any]) -> dict[str, Any]:
+    """The report with file names for paths: the folder it was written in is renamed."""
+    outputs = [{**one, "path": Path(one["path"]).name} for one in report.get("outputs", ())]
+    return {**report, "outputs": outputs}
+
+
+# --- the process -------------------------------------------------------------------------------
+
+
+def run_worker(
+    settings: Settings,
+    index: int,
+    *,
+    load: Callable[[Settings], Analyser] = load_pipeline,
+    run: str | None = None,
+) -> int:
+    """Take analyses from the queue until SIGTERM; the exit status.
+
+    Args:
+        settings: Of the site.
+        index: Number of the worker on this host; with the host's name it is the executor's id.
+        load: Makes the analyser; tests hand in a small one.
+        run: Of the service that started us. None: this machine's run, since its last boot.
+    """
+    executor_id = worker_id(settings, index)
+    configure_logging(site_key(settings.node.data_dir))
+    ended = threading.Event()
+
+    def _end(_signal: int, _frame: FrameType | None) -> None:
+        ended.set()
+
+    signal.signal(signal.SIGTERM, _end)
+    signal.signal(signal.SIGINT, _end)
+    began = time.monotonic()
+    try:
+        analyser = load(settings)
+    except StudyError as error:
+        log.error("worker.no-model", reason=error.reason, why=str(error))  # noqa: TRY400  # said in full
+        return EXIT_NO_MODEL
+    _limit_memory(settings)
+    worker = Worker(settings, analyser, run or _boot_id())
+    Analysis(worker.analyse)
+    try:
+        engine = Engine(settings, executor_id, WORKFLOW_VERSION)
+    except IdentityTakenError as error:
+        log.error("worker.identity-taken", why=str(error))  # noqa: TRY400  # said in full
+        return EXIT_IDENTITY_TAKEN
+    if not ended.is_set():
+        engine.launch([ANALYSIS])
+        log.info(
+            "worker.ready",
+            index=index,
+            pid=os.getpid(),
+            duration_s=round(time.monotonic() - began, 2),
+        )
+    ended.wait()
+    worker.leave()
+    log.info("worker.ended", index=index, pid=os.getpid())
+    # Threads of a case under way cannot be ended; what is on disk is whole at any moment.
+    sys.stderr.flush()
+    os._exit(0)
+
+
+def worker_id(settings: Settings, index: int) -> str:
+    """The executor id of a worker. On PostgreSQL several hosts share the database."""
+    if settings.engine.database_url is None:
+        return f"worker-{index}"
+    return f"{os.uname().nodename}-worker-{index}"
+
+
+def die_with(parent: int) -> None:
+    """Be killed when the thread that started us ends, and end now if it is gone already.
+
+    Linux ties the signal to the thread that forked, so the service starts workers from its main
+    thread.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
+    if os.getppid() != parent:
+        sys.exit(EXIT_PARENT_GONE)
+
+
+def _limit_memory(settings: Settings) -> None:
+    """An allocation beyond the limit fails inside the process instead of taking the host along.
+
+    RLIMIT_DATA counts what is private and writable. CUDA maps far more host memory than it uses, so
+    on a GPU the limit is left to the service manager.
+    """
+    limit_mb = settings.pipeline.memory_limit_mb
+    torch = sys.modules.get("torch")
+    on_gpu = torch is not None and torch.cuda.is_initialized()
+    if limit_mb == 0 or on_gpu:
+        return
+    limit = limit_mb * 2**20
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    if hard == resource.RLIM_INFINITY or hard > limit:
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
+
+
+def _boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`python -m node.worker`: how the service starts a worker."""
+    parser = argparse.ArgumentParser(prog="node.worker")
+    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--index", type=int, required=True)
+    parser.add_argument("--parent", type=int, required=True)
+    parser.add_argument("--run", required=True)
+    arguments = parser.parse_args(argv)
+    die_with(arguments.parent)
+    return run_worker(load_settings(arguments.config), arguments.index, run=arguments.run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
