@@ -262,7 +262,12 @@ class Intake:
             uid = row.series_instance_uid
             decisions[uid] = _held_incomplete(decisions[uid], row, holding)
         jobs = self._ledger.close_study(
-            study_uid, decisions.values(), self._pack_digest, self._settings_digest
+            study_uid,
+            decisions.values(),
+            self._pack_digest,
+            self._settings_digest,
+            # Slices that came while the headers were read are in no decision: another quiet period.
+            seen={row.series_instance_uid: row.instances for row in receiving},
         )
         self._clock.forget(study_uid)
         self._tell(study_uid, {row.series_instance_uid for row in receiving})
@@ -356,7 +361,7 @@ class Intake:
 
     def _tell(self, study_uid: str, closed: set[str]) -> None:
         for row in self._ledger.series_of(study_uid):
-            if row.series_instance_uid not in closed:
+            if row.series_instance_uid not in closed or row.state is SeriesState.RECEIVING:
                 continue
             log.info(
                 "series.closed",

@@ -597,10 +597,12 @@ class Ledger:
         decisions: Iterable[SeriesDecision],
         pack_digest: str,
         settings_digest: str,
+        seen: Mapping[str, int] | None = None,
     ) -> list[Job]:
         """Give every series in `RECEIVING` its end or its job, all in one transaction.
 
-        Series that came to an end before keep it. A chosen series whose study already has a result
+        Series that came to an end before keep it. With `seen`, the number of instances by series
+        that the decisions rest on, a study that received more in the meantime stays as it is. A chosen series whose study already has a result
         of another series is held `later-flair`, unless an operator asked for it.
 
         Returns:
@@ -609,6 +611,12 @@ class Ledger:
         with self._transaction() as db:
             now = _now()
             series = {row.series_instance_uid: row for row in self.series_of(study_instance_uid)}
+            if seen is not None and any(
+                row.instances != seen.get(uid)
+                for uid, row in series.items()
+                if row.state is SeriesState.RECEIVING
+            ):
+                return []
             by_uid = {decision.series_instance_uid: decision for decision in decisions}
             incumbent = _incumbent(db, study_instance_uid)
             for uid, row in series.items():
