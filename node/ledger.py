@@ -601,9 +601,11 @@ class Ledger:
     ) -> list[Job]:
         """Give every series in `RECEIVING` its end or its job, all in one transaction.
 
-        Series that came to an end before keep it. With `seen`, the number of instances by series
-        that the decisions rest on, a study that received more in the meantime stays as it is. A chosen series whose study already has a result
+        Series that came to an end before keep it. A chosen series whose study already has a result
         of another series is held `later-flair`, unless an operator asked for it.
+
+        With `seen`, the number of instances by series that the decisions rest on, a study that
+        received more in the meantime stays as it is.
 
         Returns:
             The unfinished jobs of this study, to be enqueued; enqueueing twice is harmless.
