@@ -89,7 +89,7 @@ class Decision:
 
     series_instance_uid: str
     score: float
-    """How much speaks for the FLAIR we want, 0 to 1."""
+    """How much speaks for the FLAIR we want, 0 to 1; half of it where something rules it out."""
     reason: str
     """Stable, kebab-case; `selected` for the one to analyse."""
     explanation: str
@@ -203,7 +203,7 @@ class _Candidate:
         """
         return (
             self.score,
-            round(self.extent_mm / 10),
+            round(round(self.extent_mm, 1) / 10),
             -round(self.grid.voxel_volume_ml, 6),
             number(self.series.header, "SeriesNumber") or 0.0,
             self.series.series_instance_uid,
@@ -280,7 +280,7 @@ def _judge(series: Series, settings: SelectionSettings) -> Decision | _Candidate
     for check in _NOT_FOR_US:
         refusal = check(series, physics)
         if refusal is not None:
-            return _refused(series, score, refusal)
+            return _refused(series, round(score / 2, 2), refusal)
     try:
         grid = _usable_grid(series, settings)
     except StudyError as error:
