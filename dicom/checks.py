@@ -113,9 +113,11 @@ def read_labels(seg: Dataset, sources: Sequence[Dataset], grid: Grid) -> Labels:
     frames = _frames(seg)
     shared = seg.SharedFunctionalGroupsSequence[0]
     _check_plane(shared, grid)
+    # Of the images themselves: their gaps may differ in the last digits, the grid's do not.
+    positions = np.array([source.ImagePositionPatient for source in sources], float)
     labels = np.zeros(grid.shape, np.int32)
     for pixels, group in zip(frames, seg.PerFrameFunctionalGroupsSequence, strict=True):
-        index = _slice_of(group, grid)
+        index = _slice_of(group, positions)
         if _image_of(group) != str(sources[index].SOPInstanceUID):
             _fail(f"a frame on slice {index} names another image")
         identification = group.get("SegmentIdentificationSequence") or shared.get(
@@ -216,16 +218,13 @@ def _check_plane(shared: Dataset, grid: Grid) -> None:
         _fail("the frames are turned against the source")
 
 
-def _slice_of(group: Dataset, grid: Grid) -> int:
+def _slice_of(group: Dataset, positions: npt.NDArray[np.float64]) -> int:
     plane = _only(group.get("PlanePositionSequence"), "PlanePositionSequence")
     position = np.array(plane.ImagePositionPatient, float)
-    step = grid.affine[:3, 0]
-    index = round(float((position - grid.affine[:3, 3]) @ step / (step @ step)))
-    if not 0 <= index < grid.shape[0]:
-        _fail(f"a frame lies {index} slices from the first, of {grid.shape[0]}")
-    offset_mm = float(np.linalg.norm(position - grid.position_lps_mm((index, 0, 0))))
-    if offset_mm > POSITION_TOLERANCE_MM:
-        _fail(f"a frame lies {offset_mm:.3f} mm from slice {index}")
+    offsets_mm = np.linalg.norm(positions - position, axis=1)
+    index = int(np.argmin(offsets_mm))
+    if offsets_mm[index] > POSITION_TOLERANCE_MM:
+        _fail(f"a frame lies {offsets_mm[index]:.3f} mm from the nearest image")
     return index
 
 

@@ -11,10 +11,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import warnings
 from collections.abc import Iterable
 from typing import Final
 
+from pydicom import config
 from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
@@ -167,16 +167,17 @@ def _moment(header: Dataset) -> tuple[str, str]:
 def _add(normalised: Dataset, keyword: str, header: Dataset) -> None:
     tag = Tag(keyword)
     vr = dictionary_VR(tag)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of values that break a length limit: they stay as sent
-        if vr == VR.SQ:
-            normalised.add(DataElement(tag, vr, _transcoded(header, keyword)))
-        elif vr in (VR.DS, VR.IS, VR.US):
-            found = numbers(header, keyword)
-            plain = [int(n) for n in found or ()] if vr == VR.US else list(found or ())
-            normalised.add(DataElement(tag, vr, plain[0] if len(plain) == 1 else plain or None))
-        else:
-            normalised.add(DataElement(tag, vr, _plain(keyword, header)))
+    value: object
+    if vr == VR.SQ:
+        value = _transcoded(header, keyword)
+    elif vr in (VR.DS, VR.IS, VR.US):
+        found = numbers(header, keyword) or ()
+        plain = [int(number) for number in found] if vr == VR.US else list(found)
+        value = plain[0] if len(plain) == 1 else plain or None
+    else:
+        value = _plain(keyword, header)
+    # A value that breaks a length limit stays as it was sent; pydicom would log it.
+    normalised.add(DataElement(tag, vr, value, validation_mode=config.IGNORE))
 
 
 def _plain(keyword: str, header: Dataset) -> str:
@@ -222,6 +223,6 @@ def _transcoded(header: Dataset, keyword: str) -> Sequence:
         for element in item:
             if element.keyword and element.VR in (VR.LO, VR.SH, VR.UT, VR.CS, VR.UI, VR.LT, VR.ST):
                 found = "\\".join(values(item, element.keyword))
-                copy.add(DataElement(element.tag, element.VR, found))
+                copy.add(DataElement(element.tag, element.VR, found, validation_mode=config.IGNORE))
         items.append(copy)
     return Sequence(items)

@@ -6,16 +6,21 @@ segment of a LABELMAP black.
 
 from __future__ import annotations
 
+import copy
+import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import highdicom as hd
 import numpy as np
 import numpy.typing as npt
+from pydicom import config
 from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
 from pydicom.uid import UID
+from pydicom.valuerep import DS
 
 from dicom import codes
 from dicom.errors import ResultCheckError
@@ -121,11 +126,9 @@ def build_seg(
         PS3.3 A.51 (Segmentation IOD), C.8.20.
     """
     _check_regions(sources, labels, grid, regions)
-    slice_mm, row_mm, column_mm = grid.spacing_mm
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # pydicom's, of values of the source that break their VR
+    with building():
         built = hd.seg.Segmentation(
-            source_images=list(sources),
+            source_images=[_placed(source, grid) for source in sources],
             pixel_array=labels.astype(np.uint16),
             segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
             segment_descriptions=[_describe(region, content.algorithm) for region in regions],
@@ -139,13 +142,6 @@ def build_seg(
             device_serial_number=identity.equipment.serial_number,
             content_label=content.label,
             content_description=content.description,
-            pixel_measures=hd.PixelMeasuresSequence(
-                pixel_spacing=(row_mm, column_mm),
-                # The thickness of a slab of the segmentation. That of the source's slices may be
-                # less than their distance, and no volume must be computed from it.
-                slice_thickness=slice_mm,
-                spacing_between_slices=slice_mm,
-            ),
             omit_empty_frames=True,
             series_description=identity.series_description,
             specific_character_set=UTF_8,
@@ -157,13 +153,48 @@ def build_seg(
         return dated_bytes(built, identity)
 
 
+@contextmanager
+def building() -> Iterator[None]:
+    """While highdicom builds: what a source's values break is not ours to judge, nor to log.
+
+    pydicom warns of such values and logs them, and highdicom logs a patient's name that has no
+    caret. Logs name no patient.
+    """
+    logger = logging.getLogger("highdicom.base")
+    was_disabled, logger.disabled = logger.disabled, True
+    try:
+        with warnings.catch_warnings(), config.disable_value_validation():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.disabled = was_disabled
+
+
 def dated_bytes(built: Dataset, identity: ObjectIdentity) -> bytes:
     """An object that highdicom just built, with our dates instead of the clock's, as a file."""
     # None of these is shared with a source: `identity.normalised_header` takes none of them over.
     built.SeriesDate = built.ContentDate = identity.date
     built.SeriesTime = built.ContentTime = identity.time
     del built.InstanceCreationDate, built.InstanceCreationTime
+    if "ContributingEquipmentSequence" in built:  # highdicom's own entry, with the clock in it
+        del built.ContributingEquipmentSequence
     return part10_bytes(built)
+
+
+def _placed(source: Dataset, grid: Grid) -> Dataset:
+    """A source image as highdicom is to see it: where it is, but on the one grid of its volume.
+
+    `read_volume` lets direction cosines differ in their last digits, highdicom does not. And the
+    thickness of a slab of the segmentation is the distance of its slices: that of the images may
+    be less, and no volume must be computed from it.
+    """
+    slice_mm, row_mm, column_mm = grid.spacing_mm
+    along_row, along_column = grid.affine[:3, 2] / column_mm, grid.affine[:3, 1] / row_mm
+    placed = copy.deepcopy(source)
+    placed.ImageOrientationPatient = [DS(v, auto_format=True) for v in (*along_row, *along_column)]
+    placed.PixelSpacing = [DS(v, auto_format=True) for v in (row_mm, column_mm)]
+    placed.SliceThickness = DS(slice_mm, auto_format=True)
+    return placed
 
 
 def _describe(region: RegionOfInterest, algorithm: Algorithm) -> hd.seg.SegmentDescription:

@@ -8,7 +8,6 @@ draws the outline, and puts both groups together by their tracking UID.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +22,7 @@ from pydicom.sr.coding import Code
 from dicom import codes
 from dicom.identity import MANUFACTURER, UTF_8
 from dicom.outline import Footprint, footprints
-from dicom.seg import Algorithm, Labels, ObjectIdentity, RegionOfInterest, dated_bytes
+from dicom.seg import Algorithm, Labels, ObjectIdentity, RegionOfInterest, building, dated_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +116,7 @@ def build_sr(
     # highdicom copies its content twice: seconds for sixty lesions. It gets the root alone.
     root = ContainerContentItem(name=codes.IMAGING_MEASUREMENT_REPORT, template_id="1500")
     root.ContentSequence = ContentSequence()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # pydicom's, of values of the source that break their VR
+    with building():
         built = hd.sr.Comprehensive3DSR(
             evidence=[*sources, *([seg] if seg is not None else [])],
             content=root,
