@@ -47,6 +47,7 @@ from pipeline.read_back import VOLUME_TOLERANCE_ML, ReadBack, dice, read_back
 from pipeline.results import RESEARCH_BANNER
 
 LONGEST_WAIT_S = 600.0
+SEND_ATTEMPTS = 3
 PLAIN_WIDTH = 110  # of tables where no terminal says how wide it is
 
 
@@ -215,17 +216,20 @@ def _user_study(folder: Path, stage: Stage) -> Sent:
 
 def _store(peer: Peer, sent: Sent, stage: Stage) -> None:
     began = time.monotonic()
-    try:
-        answers = store(peer, sent.paths, calling_ae_title=SENDER_AE_TITLE)
-    except ValueError as error:  # a file without file meta information cannot be sent as it is
-        raise DemoError(str(error)) from error
-    refused = [answer for answer in answers if not answer.stored]
-    if refused:
-        raise DemoError(
-            f"{peer.name} did not take {len(refused)} of {len(answers)} objects: "
-            f"{refused[0].message}"
-        )
-    stage.note(f"{len(answers) / (time.monotonic() - began):.0f} objects a second")
+    left: Sequence[Path] = sent.paths
+    for _ in range(SEND_ATTEMPTS):  # as any sender does when an association breaks
+        try:
+            answers = store(peer, left, calling_ae_title=SENDER_AE_TITLE)
+        except ValueError as error:  # a file without file meta information cannot be sent as it is
+            raise DemoError(str(error)) from error
+        refused = [answer for answer in answers if not answer.stored]
+        if not refused:
+            stage.note(f"{len(sent.paths) / (time.monotonic() - began):.0f} objects a second")
+            return
+        left = [answer.path for answer in refused]
+    raise DemoError(
+        f"{peer.name} did not take {len(left)} of {len(sent.paths)} objects: {refused[0].message}"
+    )
 
 
 def _wait(site: DemoSite, sent: Sent, stage: Stage) -> list[SeriesRow]:

@@ -9,9 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from tests.pipeline.tiny_pack import DATASET_JSON, describe, make_plans, parameter_shapes
 
 from pipeline.model_pack import Canvas, ModelPack, Weights, write_pack
+from tests.pipeline.tiny_pack import DATASET_JSON, describe, make_plans, parameter_shapes
 
 ROWS, COLUMNS = 224, 192
 THRESHOLDS = (0.650, 0.655, 0.660, 0.665, 0.670)
