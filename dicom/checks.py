@@ -46,6 +46,9 @@ def check_header(result: Dataset, sources: Sequence[Dataset]) -> None:
     Raises:
         ResultCheckError: With the keyword that differs, never its value.
     """
+    for keyword, uid in _uids(result):
+        if len(uid) > LONGEST_UID or not _UID.fullmatch(uid):
+            _fail(f"{keyword} {uid!r} is no legal UID")
     source = sources[0]
     for keyword in (*IDENTITY, *DESCRIPTION):
         expected, found = source.get(keyword), result.get(keyword)
@@ -61,9 +64,6 @@ def check_header(result: Dataset, sources: Sequence[Dataset]) -> None:
         and result.file_meta.MediaStorageSOPClassUID == result.SOPClassUID,
         "the file meta information names another object",
     )
-    for keyword, uid in _uids(result):
-        if len(uid) > LONGEST_UID or not _UID.fullmatch(uid):
-            _fail(f"{keyword} {uid!r} is no legal UID")
 
 
 def check_seg(

@@ -18,6 +18,7 @@ from highdicom.sr.enum import RelationshipTypeValues
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes as dictionary
 from pydicom.sr.coding import Code
+from pydicom.valuerep import DS
 
 from dicom import codes
 from dicom.identity import MANUFACTURER, UTF_8
@@ -223,12 +224,15 @@ def _tracking(region: RegionOfInterest) -> hd.sr.TrackingIdentifier:
 
 
 def _measurement(quantity: Quantity) -> hd.sr.Measurement:
-    return hd.sr.Measurement(
+    measurement = hd.sr.Measurement(
         name=quantity.name,
         value=quantity.value,
         unit=quantity.unit,
         derivation=quantity.derivation,
     )
+    if isinstance(quantity.value, int):  # highdicom would print a count as 3.0
+        measurement[0].MeasuredValueSequence[0].NumericValue = DS(str(quantity.value))
+    return measurement
 
 
 def _summary(statements: Sequence[str]) -> ContentItem:

@@ -1,0 +1,310 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from pydicom.dataset import Dataset
+
+from dicom.errors import InconsistentSeriesError, ResultCheckError
+from dicom.identity import is_own_result
+from dicom.part10 import part10_bytes, read_part10
+from dicom.series import Series
+from pipeline.brain import BrainMask
+from pipeline.quality import Flag, Quality
+from pipeline.results import (
+    COLOURS_CIELAB,
+    RESEARCH_BANNER,
+    ResultObject,
+    build_results,
+    check_results,
+    result_settings_digest,
+)
+from tests.pipeline.analysed import (
+    SETTINGS,
+    analysed,
+    analysis_of,
+    no_lesions,
+    pack,
+    three_lesions,
+)
+
+Make = Callable[..., Any]
+
+
+def results_of(series: Series, **changes: Any) -> tuple[ResultObject, ...]:  # noqa: ANN401
+    labels = changes.pop("labels", three_lesions())
+    quality = changes.pop("quality", None)
+    analysis = analysed(series, labels, quality) if quality else analysed(series, labels)
+    settings = changes.pop("settings", SETTINGS)
+    return build_results(series, analysis, changes.pop("pack", pack()), settings)
+
+
+def summary(result: ResultObject) -> list[str]:
+    container = next(
+        item
+        for item in result.dataset.ContentSequence
+        if item.ConceptNameCodeSequence[0].CodeValue == "121111"
+    )
+    return [str(item.TextValue) for item in container.ContentSequence]
+
+
+def uids(results: tuple[ResultObject, ...]) -> list[str]:
+    found = []
+    for result in results:
+        found += [result.sop_instance_uid, str(result.dataset.SeriesInstanceUID)]
+        segments = result.dataset.get("SegmentSequence", ())
+        found += [str(segment.TrackingUID) for segment in segments]
+    return found
+
+
+# --- which objects -------------------------------------------------------------------------------
+
+
+def test_lesions_give_a_segmentation_and_then_a_report_that_refers_to_it(
+    make_flair_series: Make,
+) -> None:
+    results = results_of(make_flair_series().series)
+    assert [result.kind for result in results] == ["seg", "sr"]
+    assert [result.dataset.Modality for result in results] == ["SEG", "SR"]
+    assert [result.dataset.SeriesNumber for result in results] == [9001, 9002]
+    assert [r.sop_instance_uid for r in results] == [r.dataset.SOPInstanceUID for r in results]
+
+
+def test_no_lesion_gives_a_report_alone_that_says_so(make_flair_series: Make) -> None:
+    (report,) = results_of(make_flair_series().series, labels=no_lesions())
+    assert report.kind == "sr"
+    assert "No lesions found by the software: 0 lesions, 0 ml. The series was analysed." in summary(
+        report
+    )
+    values = [e.value for e in report.dataset.iterall() if e.keyword == "CodeValue"]
+    assert "111241" in values  # All algorithms succeeded; without findings
+    assert "111242" not in values
+
+
+def test_a_failed_quality_gives_no_result(make_flair_series: Make) -> None:
+    fail = Quality((Flag("noise", "Noise.", "fail"),))
+    with pytest.raises(ResultCheckError, match="fail"):
+        results_of(make_flair_series().series, quality=fail)
+
+
+def test_our_results_are_recognised_as_ours(make_flair_series: Make) -> None:
+    assert all(is_own_result(result.dataset) for result in results_of(make_flair_series().series))
+
+
+# --- the same input, the same result -------------------------------------------------------------
+
+
+def test_the_same_series_in_any_order_gives_the_same_bytes(make_flair_series: Make) -> None:
+    series = make_flair_series().series
+    turned = replace(series, instances=tuple(reversed(series.instances)))
+    first, again = results_of(series), results_of(turned)
+    assert [r.content for r in first] == [r.content for r in again]
+
+
+def test_all_uids_of_a_result_differ_and_are_short(make_flair_series: Make) -> None:
+    found = uids(results_of(make_flair_series().series))
+    assert len(set(found)) == len(found) == 4 + 3
+    assert all(uid.startswith("2.25.") and len(uid) <= 44 for uid in found)
+
+
+def test_every_uid_follows_pixels_identity_model_settings_and_instances(
+    make_flair_series: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make_flair_series()
+    plain = set(uids(results_of(made.series)))
+    brighter = make_flair_series(voxels=made.voxels + 1)
+    others = [
+        results_of(brighter.series),
+        results_of(make_flair_series(patient_name="Another^Name").series),
+        results_of(make_flair_series(overrides={"AccessionNumber": "ACC002"}).series),
+        results_of(make_flair_series(series_instance_uid="1.2.3.4").series),
+        results_of(made.series, pack=replace(pack(), digest="6b" * 32)),
+        results_of(made.series, settings={**SETTINGS, "mirroring_axes": []}),
+    ]
+    monkeypatch.setattr("pipeline.results.RESULT_REVISION", "next")
+    others.append(results_of(made.series))
+    for other in others:
+        assert not plain & set(uids(other))
+
+
+def test_an_edited_study_description_gives_no_second_result(make_flair_series: Make) -> None:
+    plain = uids(results_of(make_flair_series().series))
+    edited = make_flair_series(overrides={"StudyDescription": "edited at the PACS"})
+    assert uids(results_of(edited.series)) == plain
+
+
+def test_a_supplied_brain_mask_is_an_input_like_the_images(make_flair_series: Make) -> None:
+    brain = analysed(make_flair_series().series, no_lesions()).brain
+    supplied = replace(brain, method="supplied")
+    other = replace(supplied, mask=np.roll(brain.mask, 1) & (np.arange(36) > 3))
+    digests = {result_settings_digest(SETTINGS, mask) for mask in (brain, supplied, other)}
+    assert len(digests) == 3
+
+
+def test_results_are_dated_by_their_images_not_by_the_clock(make_flair_series: Make) -> None:
+    made = make_flair_series(overrides={"AcquisitionDate": "20240103", "AcquisitionTime": "235959"})
+    for result in results_of(made.series):
+        assert (result.dataset.ContentDate, result.dataset.ContentTime) == ("20240103", "235959")
+
+
+# --- what a reader is told -----------------------------------------------------------------------
+
+
+def test_the_summary_says_first_what_it_is_what_was_found_and_how_good(
+    make_flair_series: Make,
+) -> None:
+    said = summary(results_of(make_flair_series().series)[-1])
+    assert said[0] == RESEARCH_BANNER == "RESEARCH - NOT FOR CLINICAL USE"
+    # 230 voxels of 2.4375 mm3; the third lesion is one pixel of .75 mm.
+    assert said[1] == (
+        "3 lesions, total volume 0.56 ml; 2 of 3 at least 3 mm long in the plane of the slices."
+    )
+    assert said[2].startswith("Lesion 1: 0.512 ml, 7.2 mm long, images 3 to 5, largest on 3;")
+    assert "Quality check: REVIEW." in said
+    assert "Quality, review: The brain is cut off at the last slice." in said
+
+
+def test_the_summary_says_what_was_not_assessed_and_what_a_lesion_is(
+    make_flair_series: Make,
+) -> None:
+    said = " ".join(summary(results_of(make_flair_series().series)[-1]))
+    for words in (
+        "spinal cord, optic nerve",
+        "no diagnosis",
+        "26-connectivity",
+        "above 0.5",
+        "at least 5 mm3",
+        "Left out: 2 smaller than 5 mm3.",
+        "Model: tiny 1.0, 5 members, status research, SHA-256 5a5a",
+        "Brain mask: surface-refine 1",
+        "10 slices 6.50 mm apart, 48 x 36 pixels of 0.50 x 0.75 mm",
+    ):
+        assert words in said
+
+
+def test_a_supplied_brain_mask_is_named_as_such(make_flair_series: Make) -> None:
+    series = make_flair_series().series
+    analysis = analysed(series, three_lesions())
+    supplied = BrainMask(analysis.brain.mask, analysis.brain.grid, "supplied", "")
+    report = build_results(series, replace(analysis, brain=supplied), pack(), SETTINGS)[-1]
+    assert any(words.startswith("Brain mask: supplied") for words in summary(report))
+
+
+def test_only_a_research_model_has_the_banner_and_has_it_in_every_object(
+    make_flair_series: Make,
+) -> None:
+    series = make_flair_series().series
+    research, clinical = results_of(series), results_of(series, pack=pack("clinical"))
+    for result in research:
+        assert RESEARCH_BANNER in result.dataset.SeriesDescription
+    assert RESEARCH_BANNER in research[0].dataset.ContentDescription
+    assert research[0].dataset.ContentLabel == "RESEARCH_LESIONS"
+    for result in clinical:
+        assert RESEARCH_BANNER.encode() not in result.content
+    assert all(result.dataset.SeriesDescription for result in clinical)
+
+
+def test_long_texts_stay_within_the_lengths_of_their_attributes(make_flair_series: Make) -> None:
+    long = pack(name="m" * 64, version="1" * 32)
+    seg = results_of(make_flair_series().series, pack=long)[0].dataset
+    limits = {"LO": 64, "SH": 16, "CS": 16}
+    for element in seg.iterall():
+        if element.VR in limits and element.value:
+            several = element.value if element.VM > 1 else [element.value]
+            assert all(len(str(one)) <= limits[element.VR] for one in several), element.keyword
+
+
+def test_many_lesions_have_a_line_each_up_to_twenty(make_flair_series: Make) -> None:
+    labels = no_lesions()
+    for number in range(24):
+        labels[1, 2 * number, :5] = number + 1
+    said = summary(results_of(make_flair_series().series, labels=labels)[-1])
+    assert sum(words.startswith("Lesion ") for words in said) == 20
+    assert "4 more, all smaller: see the measurements below." in said
+
+
+def test_more_lesions_than_colours_start_the_colours_again(make_flair_series: Make) -> None:
+    labels = no_lesions()
+    for number in range(12):
+        labels[1, 2 * number, :5] = number + 1
+    seg = results_of(make_flair_series().series, labels=labels)[0].dataset
+    colours = [tuple(s.RecommendedDisplayCIELabValue) for s in seg.SegmentSequence]
+    assert len(set(colours)) == len(COLOURS_CIELAB) == 10
+    assert colours[10] == colours[0]
+
+
+# --- nothing that disagrees leaves ---------------------------------------------------------------
+
+
+def test_images_of_two_patients_give_no_result(make_flair_series: Make) -> None:
+    series = make_flair_series().series
+    analysis = analysed(series, three_lesions())
+    header = series.instances[3].header.copy()
+    header.PatientName = "Another^Name"
+    mixed = list(series.instances)
+    mixed[3] = replace(mixed[3], header=header)
+    with pytest.raises(InconsistentSeriesError, match="2 identities"):
+        build_results(replace(series, instances=tuple(mixed)), analysis, pack(), SETTINGS)
+
+
+def test_findings_that_are_not_those_of_the_mask_give_no_result(make_flair_series: Make) -> None:
+    series = make_flair_series().series
+    analysis = analysed(series, three_lesions())
+    first, *others = analysis.findings.lesions
+    larger = replace(first, volume_ml=first.volume_ml * 1.25)
+    wrong = replace(analysis.findings, lesions=(larger, *others))
+    with pytest.raises(ResultCheckError):
+        build_results(series, replace(analysis, findings=wrong), pack(), SETTINGS)
+
+
+def test_a_volume_of_other_images_gives_no_result(make_flair_series: Make) -> None:
+    series = make_flair_series().series
+    other = make_flair_series(series_instance_uid="1.2.3.4").series
+    with pytest.raises(ResultCheckError, match="not the same"):
+        build_results(series, analysed(other, three_lesions()), pack(), SETTINGS)
+
+
+def _tampered(result: ResultObject, change: Callable[[Dataset], None]) -> ResultObject:
+    dataset = read_part10(result.content)
+    change(dataset)
+    return replace(result, content=part10_bytes(dataset))
+
+
+def _without_banner(dataset: Dataset) -> None:
+    dataset.SeriesDescription = "FLAIR lesions"
+
+
+def _other_patient(dataset: Dataset) -> None:
+    dataset.PatientID = "TEST-2"
+
+
+@pytest.mark.parametrize("change", [_without_banner, _other_patient])
+@pytest.mark.parametrize("index", [0, 1])
+def test_stored_results_are_checked_again_before_they_are_sent(
+    make_flair_series: Make, change: Callable[[Dataset], None], index: int
+) -> None:
+    series = make_flair_series().series
+    analysis = analysed(series, three_lesions())
+    results = list(build_results(series, analysis, pack(), SETTINGS))
+    check_results(results, series, analysis, pack(), SETTINGS)
+    results[index] = _tampered(results[index], change)
+    with pytest.raises(ResultCheckError):
+        check_results(results, series, analysis, pack(), SETTINGS)
+
+
+def test_a_missing_segmentation_is_noticed(make_flair_series: Make) -> None:
+    series = make_flair_series().series
+    analysis = analysed(series, three_lesions())
+    results = build_results(series, analysis, pack(), SETTINGS)
+    with pytest.raises(ResultCheckError, match="exactly when"):
+        check_results(results[1:], series, analysis, pack(), SETTINGS)
+
+
+def test_a_result_of_the_volume_alone_needs_its_images(make_flair_series: Make) -> None:
+    series = make_flair_series().series
+    volume = replace(analysed(series, no_lesions()).volume, sop_instance_uids=())
+    with pytest.raises(ResultCheckError):
+        build_results(series, analysis_of(volume, no_lesions()), pack(), SETTINGS)
