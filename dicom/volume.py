@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import struct
 import warnings
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import atan2, degrees
@@ -208,6 +209,7 @@ def read_nifti(path: Path) -> Volume:
         UnreadableError: Not NIfTI.
         TruncatedFileError: The file ends before its data do.
         MissingAttributeError: Neither sform nor qform says where the voxels are.
+        ImplausibleGeometryError: The affine has no inverse.
         InconsistentSeriesError: More than one volume, or not three axes.
         NotFiniteError: NaN or infinity among the voxels.
     """
@@ -215,7 +217,7 @@ def read_nifti(path: Path) -> Volume:
         image = nibabel.load(path)
     except FileNotFoundError as error:
         raise UnreadableError("no such file") from error
-    except (ImageFileError, HeaderDataError, OSError, EOFError, ValueError) as error:
+    except (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, zlib.error) as error:
         raise UnreadableError("not a NIfTI image") from error
     if not isinstance(image, nibabel.Nifti1Image):
         raise UnreadableError("not a NIfTI image")
@@ -224,9 +226,11 @@ def read_nifti(path: Path) -> Volume:
         raise InconsistentSeriesError(f"an image of shape {image.shape}, expected one volume")
     if int(image.header["sform_code"]) == 0 and int(image.header["qform_code"]) == 0:
         raise MissingAttributeError("neither sform nor qform says where the voxels are")
+    if not np.isfinite(image.affine).all() or np.linalg.det(image.affine[:3, :3]) == 0:
+        raise ImplausibleGeometryError("the affine of the NIfTI image has no inverse")
     try:
         stored = np.asanyarray(image.dataobj, dtype=np.float32)
-    except (OSError, EOFError, ValueError, struct.error) as error:
+    except (OSError, EOFError, ValueError, struct.error, zlib.error) as error:
         raise TruncatedFileError("the NIfTI file ends before its data do") from error
     voxels = np.ascontiguousarray(stored.reshape(image.shape[:3]).transpose(2, 1, 0))
     _refuse_not_finite(voxels)

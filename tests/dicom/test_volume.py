@@ -448,6 +448,23 @@ def test_a_factor_that_is_no_number_is_refused_not_ignored(
     refused_with_pixels(made, NotFiniteError, keyword)
 
 
+def test_nan_among_floating_point_pixels_is_refused(make_flair_series: MakeSeries) -> None:
+    values = np.full((48, 36), 7.5, "<f4")
+    fine = {
+        "PixelData": None,
+        "BitsAllocated": 32,
+        "BitsStored": None,
+        "HighBit": None,
+        "PixelRepresentation": None,
+        "FloatPixelData": values.tobytes(),
+    }
+    made = make_flair_series(overrides=fine)
+    np.testing.assert_array_equal(read_volume(made.series).voxels, np.full((10, 48, 36), 7.5))
+    values[3, 4] = np.nan
+    made = make_flair_series(overrides=fine, per_slice={5: {"FloatPixelData": values.tobytes()}})
+    refused_with_pixels(made, NotFiniteError, "1 voxels")
+
+
 def test_values_beyond_float32_are_refused(make_flair_series: MakeSeries) -> None:
     refused_with_pixels(make_flair_series(overrides={"RescaleSlope": "1e38"}), NotFiniteError)
 
@@ -637,6 +654,13 @@ def test_nifti_of_several_volumes_or_without_place_or_with_nan_is_refused(tmp_pa
         read_nifti(path)
     nibabel.save(nibabel.Nifti1Image(np.zeros((4, 3, 2), np.float32), None), path)
     with pytest.raises(MissingAttributeError):
+        read_nifti(path)
+    nibabel.save(nibabel.Nifti1Image(np.zeros((4, 3, 2), np.float32), np.eye(4)), path)
+    raw = bytearray(path.read_bytes())
+    raw[280:284] = bytes(4)  # srow_x[0]
+    raw[252:254] = bytes(2)  # qform_code
+    path.write_bytes(raw)
+    with pytest.raises(ImplausibleGeometryError):
         read_nifti(path)
     nibabel.save(nibabel.Nifti1Image(np.full((4, 3, 2), np.nan, np.float32), np.eye(4)), path)
     with pytest.raises(NotFiniteError, match="24 voxels"):
