@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from node.cli import EXIT_DONE, EXIT_FAILED
 from pipeline.model_pack import find_pack, load_pack
 
 MEBIBYTE = 1024 * 1024
+PACKAGES = ("config", "dicom", "node", "pipeline", "training")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,21 +72,16 @@ def run(arguments: argparse.Namespace) -> int:
 
 def check_packages() -> Finding:
     """Are `config`, `dicom` and the others ours, or does another distribution shadow them?"""
-    import config  # the very question is where these come from
-    import dicom
-    import node
-    import pipeline
-    import training
-
     here = Path(__file__).resolve().parent.parent
+    found = {name: find_spec(name) for name in PACKAGES}
     strangers = [
-        f"{package.__name__} from {package.__file__}"
-        for package in (config, dicom, node, pipeline, training)
-        if Path(str(package.__file__)).resolve().parent.parent != here
+        f"{name} from {spec.origin if spec else 'nowhere'}"
+        for name, spec in found.items()
+        if spec is None or Path(str(spec.origin)).resolve().parent.parent != here
     ]
     if strangers:
         return Finding("packages", False, "another distribution shadows " + ", ".join(strangers))
-    return Finding("packages", True, "config, dicom, node, pipeline and training are flairnode's")
+    return Finding("packages", True, f"{', '.join(PACKAGES)} are flairnode's")
 
 
 def check_directory(data_dir: Path) -> Finding:
