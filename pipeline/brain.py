@@ -260,7 +260,7 @@ def _level_of_slices(
     """The brain's own intensity in each slice: coils lose signal towards the ends of the stack."""
     inside = pixels[within]
     darkest, brightest = np.percentile(inside, (2, 98))
-    brain = np.median(inside[inside > darkest + 0.1 * (brightest - darkest)])
+    brain = np.median(inside[inside >= darkest + 0.1 * (brightest - darkest)])
     deep = erode_in_plane_mm(within, spacing_mm, parameters.level_depth_mm)
     enough = parameters.level_area_mm2 / (spacing_mm[1] * spacing_mm[2])
     level = np.full(len(pixels), brain, np.float32)

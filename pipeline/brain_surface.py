@@ -29,6 +29,8 @@ Points = npt.NDArray[np.float64]
 
 FOREGROUND_FRACTION = 0.1
 """t lies this far from t2 to t98 (Smith 2002)."""
+FLAT = 1e-5
+"""t2 and t98 closer than this differ by rounding only."""
 HEAD_BELOW_VERTEX_MM = 150.0
 """The brain ends about here; below are jaw and neck."""
 VERTEX_SLICE_FRACTION = 0.03
@@ -124,6 +126,8 @@ def estimate_head(image: Image, spacing_mm: SpacingMm) -> HeadEstimate:
         NoHeadError: Nothing stands out from the background.
     """
     t2, t98 = (float(value) for value in np.percentile(image, (2, 98)))
+    if t98 - t2 <= FLAT * max(abs(t2), abs(t98)):
+        raise NoHeadError(f"96 % of the voxels have the value {t2:g}")
     t = t2 + FOREGROUND_FRACTION * (t98 - t2)
     foreground = image > t
     filled = np.flatnonzero(foreground.mean(axis=(1, 2)) > VERTEX_SLICE_FRACTION)
