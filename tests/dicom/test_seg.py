@@ -284,7 +284,7 @@ def test_a_name_without_a_caret_and_too_long_a_value_reach_no_log(
 
 
 def _frames(seg: Dataset) -> Sequence[Dataset]:
-    return seg.PerFrameFunctionalGroupsSequence
+    return list(seg.PerFrameFunctionalGroupsSequence)
 
 
 def _shifted(seg: Dataset) -> None:
@@ -295,7 +295,7 @@ def _shifted(seg: Dataset) -> None:
 
 def _one_slice_on(seg: Dataset) -> None:
     positions = [copy.deepcopy(f.PlanePositionSequence) for f in _frames(seg)]
-    for frame, other in zip(list(_frames(seg))[:2], positions[1:3], strict=True):
+    for frame, other in zip(_frames(seg)[:2], positions[1:3], strict=True):
         frame.PlanePositionSequence = other
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import JsonValue
 
 from dicom.series import Series
 from dicom.volume import Volume, read_volume
@@ -17,7 +18,7 @@ from pipeline.model_pack import ModelPack
 from pipeline.quality import Flag, Quality
 from tests.pipeline.tiny_pack import manifest
 
-SETTINGS = {"mirroring_axes": [1], "precision": "float32"}
+SETTINGS: dict[str, JsonValue] = {"mirroring_axes": [1], "precision": "float32"}
 REVIEW = Quality((Flag("brain-cut-off", "The brain is cut off at the last slice.", "review"),))
 
 Labels = npt.NDArray[np.int32]

@@ -1,0 +1,188 @@
+"""Results under judges that know nothing of us: dicom3tools, dcmqi and DCMTK."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import SimpleITK
+from scipy import ndimage
+
+from dicom.series import Series, read_series
+from dicom.volume import Grid, read_volume, stack_grid
+from pipeline.results import ResultObject, build_results
+from tests.pipeline.analysed import SETTINGS, analysed, no_lesions, pack, three_lesions
+
+Make = Callable[..., Any]
+Labels = npt.NDArray[np.int32]
+
+DCIODVFY, DCENTVFY, DSRDUMP = "/usr/bin/dciodvfy", "/usr/bin/dcentvfy", "/usr/bin/dsrdump"
+VENV = Path(sys.executable).parent
+
+pytestmark = pytest.mark.skipif(
+    not all(map(shutil.which, (DCIODVFY, DCENTVFY, DSRDUMP))),
+    reason="apt-get install dicom3tools dcmtk",
+)
+
+
+def run(*command: str | Path) -> str:
+    done = subprocess.run(  # programs by full path
+        [str(part) for part in command], capture_output=True, check=False, timeout=50
+    )
+    said = (done.stdout + done.stderr).decode(errors="replace")
+    assert done.returncode == 0, said
+    return said
+
+
+def complaints(program: str, *files: Path) -> list[str]:
+    done = subprocess.run([program, *map(str, files)], capture_output=True, check=False, timeout=50)
+    said = (done.stdout + done.stderr).decode(errors="replace")
+    return [line for line in said.splitlines() if "Error" in line]
+
+
+def written(results: tuple[ResultObject, ...], folder: Path) -> dict[str, Path]:
+    paths: dict[str, Path] = {}
+    for result in results:
+        paths[result.kind] = folder / f"{result.kind}.dcm"
+        paths[result.kind].write_bytes(result.content)
+    return paths
+
+
+def dcmqi_labels(seg: Path, grid: Grid, folder: Path) -> Labels:
+    """What segimage2itkimage makes of a Segmentation, put on our grid by its own geometry."""
+    folder.mkdir()
+    run(VENV / "segimage2itkimage", "--inputDICOM", seg, "--outputDirectory", folder,
+        "--outputType", "nrrd", "--mergeSegments")  # fmt: skip
+    (file,) = folder.glob("*.nrrd")
+    image: Any = SimpleITK.ReadImage(str(file))
+    array: Labels = SimpleITK.GetArrayFromImage(image)  # (slice, row, column) of its own grid
+    # Its axes, in (slice, row, column) order, and its origin, in ours.
+    axes = np.array(image.GetDirection()).reshape(3, 3) * image.GetSpacing()
+    theirs = np.eye(4)
+    theirs[:3, :3], theirs[:3, 3] = axes[:, ::-1], image.GetOrigin()
+    to_ours = np.linalg.inv(grid.affine) @ theirs
+    labels = np.zeros(grid.shape, np.int32)
+    indices = np.argwhere(array)
+    on_ours = indices @ to_ours[:3, :3].T + to_ours[:3, 3]
+    nearest = np.rint(on_ours).astype(int)
+    # Of a voxel. Their spacing between slices is a rounded decimal string.
+    assert np.abs(on_ours - nearest).max() < 1e-3
+    labels[tuple(nearest.T)] = array[tuple(indices.T)]
+    return labels
+
+
+def tid1500_numbers(sr: Path, folder: Path) -> dict[tuple[int, str], float]:
+    """(segment, code) -> value of every measurement that tid1500reader finds; 0 for the totals."""
+    output = folder / "tid1500.json"
+    run(VENV / "tid1500reader", "--inputDICOM", sr, "--outputMetadata", output)
+    found: dict[tuple[int, str], float] = {}
+    for group in json.loads(output.read_text(encoding="utf-8"))["Measurements"]:
+        for item in group.get("measurementItems", ()):
+            key = (int(group.get("ReferencedSegment", 0)), item["quantity"]["CodeValue"])
+            assert key not in found
+            found[key] = float(item["value"])
+    return found
+
+
+def judge(series: Series, labels: Labels, folder: Path) -> dict[str, Path]:
+    """Everything a judge can say of the results of one series."""
+    grid, _ = stack_grid(series)
+    results = build_results(series, analysed(series, labels), pack(), SETTINGS)
+    paths = written(results, folder)
+    for path in paths.values():
+        assert complaints(DCIODVFY, path) == []
+    # dcentvfy compares names as bytes, so only sources in UTF-8 can be held against our results.
+    utf_8 = (
+        series.header.SpecificCharacterSet == "ISO_IR 192"
+        or str(series.header.PatientName).isascii()
+    )
+    sources = [instance.path for instance in series.instances] if utf_8 else []
+    assert complaints(DCENTVFY, *paths.values(), *sources) == []
+    assert "Imaging Measurement Report" in run(DSRDUMP, "+Pc", paths["sr"])
+
+    numbers = tid1500_numbers(paths["sr"], folder)
+    voxel_ml = abs(np.linalg.det(grid.affine[:3, :3])) / 1000
+    held = np.zeros(grid.shape, np.int32)
+    if "seg" in paths:
+        held = dcmqi_labels(paths["seg"], grid, folder / "dcmqi")
+        np.testing.assert_array_equal(held, labels)
+    else:
+        assert not labels.any()
+    count = int(labels.max())
+    assert numbers[0, "246206008"] == count
+    assert numbers[0, "118565006"] == pytest.approx(np.count_nonzero(held) * voxel_ml, abs=6e-6)
+    measured = {segment for segment, code in numbers if code == "118565006" and segment}
+    assert measured == set(range(1, count + 1))
+    for number in measured:
+        volume_ml = np.count_nonzero(held == number) * voxel_ml
+        assert numbers[number, "118565006"] == pytest.approx(volume_ml, abs=6e-6)
+    return paths
+
+
+def test_judges_agree_on_an_oblique_anisotropic_phantom(
+    make_flair_series: Make, tmp_path: Path
+) -> None:
+    judge(make_flair_series().series, three_lesions(), tmp_path)
+
+
+def test_judges_agree_on_another_obliquity_and_a_single_lesion(
+    make_flair_series: Make, tmp_path: Path
+) -> None:
+    labels = (three_lesions() == 1).astype(np.int32)
+    made = make_flair_series(degrees_about_xyz=(-31.0, 22.0, -38.0), spacing_mm=(3.3, 0.9, 0.45))
+    judge(made.series, labels, tmp_path)
+
+
+def test_judges_agree_that_nothing_was_found(make_flair_series: Make, tmp_path: Path) -> None:
+    paths = judge(make_flair_series().series, no_lesions(), tmp_path)
+    assert set(paths) == {"sr"}
+
+
+def test_judges_agree_when_slices_arrive_in_reverse(
+    make_flair_series: Make, tmp_path: Path
+) -> None:
+    made = make_flair_series(instance_numbers=range(10, 0, -1))
+    judge(made.series, three_lesions(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("character_set", "name"),
+    [
+        ("ISO_IR 192", "Größe^Jürgen"),
+        ("ISO_IR 100", "Größe^Jürgen"),
+        (["", "ISO 2022 IR 87"], "Yamada^Tarou=山田^太郎=やまだ^たろう"),
+    ],
+)
+def test_judges_read_names_in_any_script(
+    make_flair_series: Make, tmp_path: Path, character_set: str | list[str], name: str
+) -> None:
+    made = make_flair_series(overrides={"SpecificCharacterSet": character_set, "PatientName": name})
+    paths = judge(made.series, three_lesions(), tmp_path)
+    dumped = run("/usr/bin/dcmdump", "-Un", "+P", "0010,0010", paths["sr"])
+    found = re.search(r"\[(.*?)\s*\]", dumped)
+    assert found is not None
+    assert found.group(1) == name
+
+
+@pytest.mark.timeout(180)  # dcentvfy reads 38 files; a minute on a machine that does much else
+def test_judges_agree_on_a_real_study(shared_data: Path, tmp_path: Path) -> None:
+    """Real geometry and pixels; the bright blobs stand in for lesions and are none."""
+    folder = shared_data / "dicom_wrapped_ms" / "patient01_study1"
+    series = read_series(sorted(folder.glob("*.dcm")))
+    voxels = read_volume(series).voxels
+    parts, _ = ndimage.label(voxels > np.percentile(voxels, 99.5), np.ones((3, 3, 3)))
+    sizes = np.bincount(parts.ravel())[1:]
+    largest = np.argsort(-sizes, kind="stable")[:12] + 1
+    labels = np.zeros(parts.shape, np.int32)
+    for number, part in enumerate(largest, start=1):
+        labels[parts == part] = number
+    judge(series, labels, tmp_path)
