@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -128,12 +127,11 @@ def long_axis_mm(area: Mask, pixel_mm: tuple[float, float]) -> float:
     ends = _ends_of_rows(area) * np.asarray(pixel_mm)
     if len(ends) == 0:
         return 0.0
-    longest = max(pixel_mm)
-    for first, last in itertools.combinations(ends, 2):
-        offset = np.abs(last - first)
-        length = float(np.hypot(*offset))
-        longest = max(longest, length + float(offset @ np.asarray(pixel_mm)) / length)
-    return longest
+    offset = np.abs(ends[:, None] - ends[None, :])
+    length = np.hypot(offset[..., 0], offset[..., 1])
+    apart = length > 0
+    pixel_along = offset[apart] @ np.asarray(pixel_mm) / length[apart]
+    return float(max(*pixel_mm, (length[apart] + pixel_along).max(initial=0.0)))
 
 
 def _ends_of_rows(area: Mask) -> npt.NDArray[np.intp]:

@@ -47,7 +47,7 @@ def pack(tmp_path_factory: pytest.TempPathFactory) -> ModelPack:
 
 @pytest.fixture(scope="module")
 def images() -> Array:
-    return heads(slices=5)
+    return heads(slices=3)
 
 
 @pytest.fixture(scope="module")
@@ -138,13 +138,13 @@ def test_a_slice_does_not_depend_on_its_neighbours(ensemble: Ensemble, images: A
 
 def test_a_slice_without_brain_is_not_asked_about(ensemble: Ensemble, images: Array) -> None:
     with_gap = images.copy()
-    with_gap[[0, 3]] = 0
+    with_gap[1] = 0
     segmentation = ensemble.segment(with_gap)
-    assert not segmentation.probability[[0, 3]].any()
-    assert not segmentation.disagreement[[0, 3]].any()
+    assert not segmentation.probability[1].any()
+    assert not segmentation.disagreement[1].any()
     np.testing.assert_allclose(
-        segmentation.probability[[1, 2, 4]],
-        ensemble.segment(images).probability[[1, 2, 4]],
+        segmentation.probability[[0, 2]],
+        ensemble.segment(images).probability[[0, 2]],
         atol=1e-5,
     )
 
