@@ -20,7 +20,7 @@ from pipeline.phantom import Phantom, synthetic_head
 from pipeline.phantom_study import write_study
 from tests.integration.bright_pack import make_bright_pack
 
-pytestmark = pytest.mark.timeout(300)  # torch is loaded, a study analysed, twice over by some
+pytestmark = pytest.mark.timeout(600)  # torch is loaded, a study analysed, twice over by some
 
 RESULT = {"overlay.png", "result.json", "seg.dcm", "sr.dcm"}
 
