@@ -104,14 +104,17 @@ class Timers:
                     self._casework.deliver_again(job_id, peer)
 
     def heartbeat(self) -> None:
-        """C-ECHO to every peer; one that comes back is sent what waited for it."""
+        """C-ECHO to every peer that we need; one that comes back is sent what waited for it."""
+        needed = {destination.peer for destination in self._settings.destinations}
+        if self._settings.completeness.query_peer is not None:
+            needed.add(self._settings.completeness.query_peer)
         came_back = False
-        for peer in self._settings.peers:
-            before = self.answering.get(peer.name)
-            now = self._answers(peer.name)
-            if before is not None and before != now:
-                log.warning("peer.answers" if now else "peer.silent", peer=peer.name)
-            came_back |= before is False and now
+        for peer in sorted(needed):  # scanners that only send need not answer
+            before = self.answering.get(peer, True)
+            now = self._answers(peer)
+            if before != now:
+                log.warning("peer.answers" if now else "peer.silent", peer=peer)
+            came_back |= now and not before
         if came_back:
             self.retry_held()
 

@@ -190,9 +190,12 @@ class Worker:
         watchdog.start()
         try:
             finished = self._analyser.analyse(self._paths(order), part)
+        except StudyError as error:
+            self._results.begin(job_id)  # nothing of a refused or failed analysis is kept
+            return self._ended(order, error.outcome, error.reason, str(error)), None
         except Exception as error:  # the one place: this case fails, the next goes on
             log.exception("case.failed", job=job_id)
-            self._results.begin(job_id)  # nothing of a failed analysis is kept
+            self._results.begin(job_id)
             return self._failed(order, error), None
         finally:
             watchdog.cancel()

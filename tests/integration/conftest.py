@@ -53,7 +53,7 @@ def make_node(tmp_path: Path) -> Iterator[Callable[..., NodeProcess]]:
     """Makes nodes with a stand-in for the network; ends them after the test."""
     made: list[NodeProcess] = []
 
-    def make(name: str = "node", **options: Any) -> NodeProcess:
+    def make(name: str = "node", **options: Any) -> NodeProcess:  # noqa: ANN401  # NodeProcess'
         node = NodeProcess(tmp_path / name, **options)
         made.append(node)
         return node

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from node.archive import LOOPBACK, Orthanc, free_port
 from node.ledger import ENDS, Ledger, SeriesState
@@ -19,6 +19,13 @@ from node.ledger import ENDS, Ledger, SeriesState
 STANDIN = Path(__file__).with_name("standin.py")
 SENDER = "SENDER"
 PATIENCE_S = 120.0  # only a failing test waits so long; two loaded cores are slow
+
+
+class Sent(Protocol):
+    """A series on disk that was sent (the `FlairSeries` of `tests/conftest.py`)."""
+
+    folder: Path
+    series_instance_uid: str
 
 
 def toml(sections: Mapping[str, Mapping[str, Any]], lists: Mapping[str, Sequence[Any]]) -> str:
@@ -97,11 +104,7 @@ class NodeProcess:
         with self.log_file.open("rb") as file:
             file.seek(offset)
             lines = file.read().decode(errors="replace").splitlines()
-        found = []
-        for line in lines:
-            if line.startswith("{") and line.endswith("}"):
-                found.append(json.loads(line))
-        return found
+        return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
 
     def worker_pids(self) -> list[int]:
         """Living workers, from the process table."""

@@ -16,7 +16,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydicom import dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
@@ -27,15 +27,18 @@ from config.settings import Settings
 from dicom.errors import MissingSliceError, Outcome
 from dicom.uids import result_uid
 
+if TYPE_CHECKING:
+    from node.worker import Analyser
+
 PACK_DIGEST = "5" * 64
 
 
-def analyser(settings: Settings) -> Any:
-    from node.worker import Analyser  # the service must not import it
+def analyser(settings: Settings) -> Analyser:
+    from node.worker import Analyser  # torch-free, but the service must not import it
 
     faults = settings.node.data_dir / "standin"
 
-    def analyse(paths: Sequence[Path], output: Path) -> Any:
+    def analyse(paths: Sequence[Path], output: Path) -> Any:  # noqa: ANN401  # an AnalysisOutcome by its attributes
         source = dcmread(paths[0], stop_before_pixels=True)
         uid = str(source.SeriesInstanceUID)
         misbehave(faults, uid, source)
@@ -49,15 +52,11 @@ def analyser(settings: Settings) -> Any:
                 for o in outputs
             ],
         }
-        return finished(Outcome.ANALYSED, outputs=outputs, report=report)
+        return SimpleNamespace(
+            outcome=Outcome.ANALYSED, reason="", explanation="", outputs=outputs, report=report
+        )
 
     return Analyser(pack_digest=PACK_DIGEST, research=True, analyse=analyse)
-
-
-def finished(outcome: Outcome, outputs: Sequence[Any] = (), report: Any = None) -> Any:
-    return SimpleNamespace(
-        outcome=outcome, reason="", explanation="", outputs=outputs, report=report or {}
-    )
 
 
 def misbehave(faults: Path, uid: str, source: Dataset) -> None:
@@ -79,7 +78,7 @@ def misbehave(faults: Path, uid: str, source: Dataset) -> None:
         raise MissingSliceError("a gap of 13.0 mm among gaps of 6.5 mm")
 
 
-def write(output: Path, kind: str, source: Dataset, instances: Sequence[str]) -> Any:
+def write(output: Path, kind: str, source: Dataset, instances: Sequence[str]) -> SimpleNamespace:
     """A small SR; the archive keeps it as it would keep a real result."""
     sr = Dataset()
     sr.SOPClassUID = Comprehensive3DSRStorage
