@@ -113,8 +113,8 @@ def card(measured: Measured, recipe: Recipe) -> str:
             "## Not tested",
             "",
             "Any patient with a full lesion mask that the members did not see; other vendors, 1.5 "
-            "T scans of 6.5 mm slices, coronal and sagittal acquisitions, motion, tumours, strokes, "
-            "surgery, children; change between studies.",
+            "T scans of 6.5 mm slices, coronal and sagittal acquisitions, motion, tumours, "
+            "strokes, surgery, children; change between studies.",
             "",
             "## Data",
             "",
