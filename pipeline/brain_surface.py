@@ -218,7 +218,8 @@ def _normals(ring: Points) -> Points:
     normals = np.empty((3, ring.shape[2]))
     for axis, (first, second) in enumerate(((1, 2), (2, 0), (0, 1))):
         normals[axis] = (ring[first] * following[second] - ring[second] * following[first]).sum(0)
-    return normals / (np.linalg.norm(normals, axis=0) + 1e-9)
+    normals /= np.linalg.norm(normals, axis=0) + 1e-9
+    return normals
 
 
 def _curvature_weight(inwards: npt.NDArray[np.float64], distance: float) -> npt.NDArray[np.float64]:
