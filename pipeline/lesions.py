@@ -11,7 +11,7 @@ from scipy import ndimage
 from dicom.volume import Grid, Volume
 from pipeline.brain import BrainMask
 from pipeline.model_pack import Manifest
-from pipeline.morphology import dilate_in_plane_mm
+from pipeline.morphology import Mask, dilate_in_plane_mm
 
 Array = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int32]
@@ -74,15 +74,13 @@ def find_lesions(
     large = voxels * voxel_mm3 >= manifest.minimum_lesion_mm3 * (1.0 - 1e-9)
     leaks = np.zeros(len(numbers), bool)
     if manifest.leak_rule is not None:
-        boxes = ndimage.find_objects(components)
+        means = ndimage.mean(volume.voxels, components, numbers)
         limit = manifest.leak_rule.core_median_factor * core_median
-        for index in np.flatnonzero(large):
-            number = int(numbers[index])
-            box = boxes[number - 1]
-            mean = volume.voxels[box][components[box] == number].mean(dtype=np.float64)
-            leaks[index] = mean > limit and _is_near_edge(
-                components, number, box, brain, manifest.leak_rule.edge_mm
-            )
+        bright = np.flatnonzero(large & (means > limit))
+        if len(bright):
+            reaching_out = _tissue_outside(volume, brain, limit, manifest.leak_rule.outside_ml)
+            part_of_it = np.unique(components[reaching_out])
+            leaks[bright] = np.isin(numbers[bright], part_of_it)
 
     kept = np.flatnonzero(large & ~leaks)
     order = kept[np.lexsort((first[kept], -voxels[kept]))]
@@ -109,29 +107,14 @@ def _components(
     return numbers, inside[first], counts
 
 
-def _is_near_edge(
-    components: Labels, number: int, box: tuple[slice, ...], brain: BrainMask, edge_mm: float
-) -> bool:
-    """Does a component come within a distance of a voxel that is not brain?
+def _tissue_outside(volume: Volume, brain: BrainMask, limit: float, least_ml: float) -> Mask:
+    """Tissue brighter than a limit, of which a good part lies outside the brain.
 
-    Beyond the last slice nothing is known: the end of the volume is not an edge of the brain.
+    Voxels must share a face to be one tissue: a corner is too thin a bridge to the scalp.
     """
-    spacing_mm = brain.grid.spacing_mm
-    # Only distances up to edge_mm matter, so a box that is larger by so much is enough.
-    around = _grown(box, brain.mask.shape, spacing_mm, edge_mm)
-    inside = brain.mask[around]
-    if inside.all():
-        return False
-    to_edge_mm = ndimage.distance_transform_edt(inside, sampling=spacing_mm)
-    return bool(to_edge_mm[components[around] == number].min() <= edge_mm)
-
-
-def _grown(
-    box: tuple[slice, ...], shape: tuple[int, ...], spacing_mm: tuple[float, ...], by_mm: float
-) -> tuple[slice, ...]:
-    """A box, larger by a distance on every side, within the array."""
-    margins = [int(np.ceil(by_mm / spacing)) + 1 for spacing in spacing_mm]
-    return tuple(
-        slice(max(0, part.start - margin), min(size, part.stop + margin))
-        for part, margin, size in zip(box, margins, shape, strict=True)
-    )
+    tissues, count = ndimage.label(volume.voxels > limit)
+    outside = np.bincount(tissues[~brain.mask], minlength=count + 1) * brain.grid.voxel_volume_ml
+    reaches_out = outside >= least_ml
+    reaches_out[0] = False  # what is not bright
+    found: Mask = reaches_out[tissues]
+    return found

@@ -124,42 +124,50 @@ def test_no_probability_gives_an_empty_map_not_an_error() -> None:
     assert (lesions.dropped_small, lesions.dropped_leaks) == (0, 0)
 
 
-LEAK = {"leak_rule": {"core_median_factor": 1.95, "edge_mm": 3}}
+LEAK = {"leak_rule": {"core_median_factor": 1.7, "outside_ml": 0.1}}
 
 
-def test_a_bright_component_at_the_edge_is_a_leak_of_the_strip() -> None:
-    edge = at((2, 30, 79))
-    lesions = find(edge, intensity=196.0, **LEAK)
+def bright_from(column: int, to: int, value: float = 300.0) -> np.ndarray:
+    """Rows 20 to 39 of slice 2 bright between two columns; the brain ends before column 80."""
+    intensity = np.full(SHAPE, CORE_MEDIAN)
+    intensity[2, 20:40, column:to] = value
+    return intensity
+
+
+def test_a_component_of_bright_tissue_that_goes_on_outside_the_brain_is_a_leak() -> None:
+    lesions = find(at((2, 30, 78)), intensity=bright_from(77, SHAPE[2]), **LEAK)
     assert lesions.labels.max() == 0
     assert lesions.dropped_leaks == 1
 
 
-def test_a_component_as_bright_as_a_lesion_may_be_stays_at_the_edge() -> None:
-    assert find(at((2, 30, 79)), intensity=195.0, **LEAK).labels.max() == 1
+def test_a_bright_component_that_darkness_parts_from_the_scalp_stays() -> None:
+    intensity = bright_from(70, SHAPE[2])
+    intensity[2, :, 81:83] = 20.0  # fluid and bone
+    assert find(at((2, 30, 78)), intensity=intensity, **LEAK).labels.max() == 1
+
+
+def test_a_component_as_bright_as_a_lesion_may_be_stays_beside_the_scalp() -> None:
+    intensity = bright_from(79, SHAPE[2])
+    intensity[2, 30, 78] = 170.0
+    assert find(at((2, 30, 78)), intensity=intensity, **LEAK).labels.max() == 1
+
+
+def test_a_lesion_that_a_tight_mask_cuts_stays() -> None:
+    # One column of 20 voxels lies outside: 16 mm3, where 100 would make it scalp.
+    lesions = find(at((2, 30, 78)), intensity=bright_from(70, 81), **LEAK)
+    assert lesions.labels.max() == 1
 
 
 def test_a_bright_component_inside_the_brain_stays_however_bright() -> None:
-    # Column 67 is 13 columns = 3.25 mm from column 80, the first that is not brain.
-    assert find(at((2, 30, 67)), intensity=900.0, **LEAK).labels.max() == 1
-    assert find(at((2, 30, 68)), intensity=900.0, **LEAK).labels.max() == 0
-
-
-def test_one_voxel_near_the_edge_is_enough_for_a_component() -> None:
-    reaching_out = at(*((2, 30, column) for column in range(60, 69)))
-    assert find(reaching_out, intensity=900.0, **LEAK).dropped_leaks == 1
-
-
-def test_the_end_of_the_stack_is_not_an_edge_of_the_brain() -> None:
-    for end in (0, SHAPE[0] - 1):
-        assert find(at((end, 30, 50)), intensity=900.0, **LEAK).labels.max() == 1
+    assert find(at((2, 30, 60)), intensity=bright_from(50, 75, 900.0), **LEAK).labels.max() == 1
 
 
 def test_the_mean_of_the_component_decides_not_its_brightest_voxel() -> None:
-    intensity = np.full(SHAPE, 180.0)
-    intensity[2, 30, 79] = 209.0  # mean of the two: 194.5
+    intensity = bright_from(79, SHAPE[2])
+    intensity[2, 30, 78] = 30.0  # mean of the two: 165
     pair = at((2, 30, 78), (2, 30, 79))
     assert find(pair, intensity=intensity, **LEAK).labels.max() == 1
-    intensity[2, 30, 79] = 211.0  # 195.5
+    intensity[2, 30, 78] = 50.0  # 175
     assert find(pair, intensity=intensity, **LEAK).labels.max() == 0
 
 
