@@ -31,6 +31,7 @@ from node.intake import Intake, admission
 from node.ledger import Ledger
 from node.logs import configure_logging
 from node.outcome import ResultsFolder
+from node.rebuild import open_ledger
 from node.sitekey import site_key
 from node.spool import Spool
 from node.timers import Timers
@@ -146,7 +147,7 @@ class Node:
             OSError: The port is taken, or the directory is not ours.
         """
         data_dir = settings.node.data_dir
-        ledger = Ledger(data_dir / "intake.sqlite")
+        ledger = open_ledger(data_dir)
         results = ResultsFolder(data_dir)
         engine = Engine(settings, service_id(settings), WORKFLOW_VERSION)
         casework = Casework(settings, ledger, results, engine)

@@ -11,19 +11,17 @@ import os
 import re
 import secrets
 import shutil
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
 from pydicom import dcmread
-from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
-from pydicom.filebase import DicomBytesIO
 from pydicom.filereader import read_partial
-from pydicom.filewriter import write_file_meta_info
 from pydicom.tag import BaseTag, Tag
-from pydicom.uid import UID
 
 from dicom.attributes import text
 from dicom.network.scp import ReceivedObject
@@ -33,7 +31,7 @@ CONFLICTS = "conflicts"
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 _UID_LENGTH = 64
 _LAST_IDENTITY_TAG = Tag("SeriesInstanceUID")
-_IMPLEMENTATION_CLASS_UID = UID("2.25.204075155745473482069293061590640933257")
+_IMPLEMENTATION_CLASS_UID = "2.25.204075155745473482069293061590640933257"
 """Of flairnode, in the file meta information that it writes."""
 
 
@@ -244,17 +242,29 @@ def _file_meta(sent: ReceivedObject) -> bytes:
 def _encoded_meta(
     sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str, sender: str
 ) -> bytes:
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = UID(sop_class_uid)
-    meta.MediaStorageSOPInstanceUID = UID(sop_instance_uid)
-    meta.TransferSyntaxUID = UID(transfer_syntax_uid)
-    meta.ImplementationClassUID = _IMPLEMENTATION_CLASS_UID
+    # Written by hand: pydicom takes a millisecond of CPU for it, a fifth of all that is done here.
+    elements = [
+        _element(0x0001, b"OB", b"\0\1"),
+        _element(0x0002, b"UI", sop_class_uid.encode("ascii", "replace")),
+        _element(0x0003, b"UI", sop_instance_uid.encode("ascii", "replace")),
+        _element(0x0010, b"UI", transfer_syntax_uid.encode("ascii", "replace")),
+        _element(0x0012, b"UI", _IMPLEMENTATION_CLASS_UID.encode("ascii")),
+    ]
     if sender:
-        meta.SourceApplicationEntityTitle = sender
-    buffer = DicomBytesIO()
-    buffer.is_little_endian, buffer.is_implicit_VR = True, False
-    write_file_meta_info(buffer, meta)
-    return b"\0" * 128 + b"DICM" + buffer.getvalue()
+        elements.append(_element(0x0016, b"AE", sender.encode("ascii", "replace")))
+    rest = b"".join(elements)
+    length = _element(0x0000, b"UL", struct.pack("<I", len(rest)))
+    return b"\0" * 128 + b"DICM" + length + rest
+
+
+def _element(number: int, vr: bytes, value: bytes) -> bytes:
+    """One element of group 2, explicit VR little endian, padded (PS3.5 7.1.2, PS3.10 7.1)."""
+    if len(value) % 2:
+        value += b" " if vr == b"AE" else b"\0"
+    head = struct.pack("<HH2s", 0x0002, number, vr)
+    if vr == b"OB":
+        return head + struct.pack("<HI", 0, len(value)) + value
+    return head + struct.pack("<H", len(value)) + value
 
 
 def _dataset_offset(content: bytes) -> int:

@@ -1,6 +1,6 @@
 """Images per second from /usr/bin/storescu (DCMTK) into the intake, on loopback.
 
-    python tests/benchmarks/bench_intake.py [--images 60] [--repeats 3]
+    python tests/benchmarks/bench_intake.py [--images 60] [--size 512] [--repeats 3]
 
 Three receivers, one after the other in every repeat, so that a busy machine slows all of them:
 `stock`: pynetdicom's sockets as they are; `prompt`: ours (TCP_QUICKACK and TCP_NODELAY), nothing
@@ -39,16 +39,16 @@ STORESCU = "/usr/bin/storescu"
 SENDER = "BENCH"
 
 
-def write_images(folder: Path, count: int, *, study: str) -> list[Path]:
-    """MR images of 512 x 512 of 16 bits: 525 kB each, as most FLAIR are sent."""
-    noise = np.random.default_rng(1).integers(0, 4096, (512, 512), dtype=np.uint16).tobytes()
+def write_images(folder: Path, count: int, size: int, *, study: str) -> list[Path]:
+    """Square MR images of 16 bits; 512 x 512 are 525 kB, as most FLAIR are sent."""
+    noise = np.random.default_rng(1).integers(0, 4096, (size, size), dtype=np.uint16).tobytes()
     series, paths = generate_uid(), []
     for number in range(count):
         image = Dataset()
         image.SOPClassUID, image.SOPInstanceUID = MRImageStorage, generate_uid()
         image.StudyInstanceUID, image.SeriesInstanceUID = study, series
         image.Modality, image.InstanceNumber = "MR", number + 1
-        image.Rows = image.Columns = 512
+        image.Rows = image.Columns = size
         image.SamplesPerPixel, image.PhotometricInterpretation = 1, "MONOCHROME2"
         image.BitsAllocated = image.BitsStored = 16
         image.HighBit, image.PixelRepresentation = 15, 0
@@ -105,12 +105,13 @@ def into_intake(folder: Path, paths: list[Path], associations: int) -> tuple[flo
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=60)
+    parser.add_argument("--size", type=int, default=512, help="rows and columns")
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
     prompt = scp._Listener.get_request
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        paths = write_images(folder, arguments.images, study=generate_uid())
+        paths = write_images(folder, arguments.images, arguments.size, study=generate_uid())
         for associations in (1, 4):
             found: dict[str, list[tuple[float, float]]] = {}
             for repeat in range(arguments.repeats):
@@ -124,7 +125,10 @@ def main() -> None:
                 )
                 data_dir = folder / f"data{associations}-{repeat}"
                 found.setdefault("intake", []).append(into_intake(data_dir, paths, associations))
-            print(f"{associations} association(s), {arguments.images} images of 525 kB:")
+            print(
+                f"{associations} association(s), "
+                f"{arguments.images} images of {paths[0].stat().st_size / 1000:.0f} kB:"
+            )
             slowest = statistics.median(rate for rate, _ in found["stock"])
             for receiver, runs in found.items():
                 rate = statistics.median(rate for rate, _ in runs)
