@@ -87,14 +87,28 @@ class Casework(DBOSConfiguredInstance):
     """Everything the service does for a series once its study is closed."""
 
     def __init__(
-        self, settings: Settings, ledger: Ledger, results: ResultsFolder, engine: Engine
+        self,
+        settings: Settings,
+        ledger: Ledger,
+        results: ResultsFolder,
+        engine: Engine,
+        analysis: Analysis | None = None,
     ) -> None:
+        """Register with DBOS: one in a process, before the engine is launched.
+
+        Args:
+            settings: Of the site.
+            ledger: What is owed.
+            results: Orders and results on disk.
+            engine: Drives.
+            analysis: None where analyses run in other processes, which is to say in the service.
+        """
         super().__init__("casework")
         self._settings = settings
         self._ledger = ledger
         self._results = results
         self._engine = engine
-        self._analysis = Analysis()
+        self._analysis = analysis or Analysis()
         self._settling = threading.Lock()
 
     # --- the story ---------------------------------------------------------------------------

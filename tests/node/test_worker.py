@@ -1,0 +1,261 @@
+"""What a worker does with an order, and what it remembers of its own deaths."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from config.settings import NodeSettings, PipelineSettings, Settings
+from dicom.errors import MissingSliceError, Outcome
+from node import worker as worker_module
+from node.outcome import Order, ResultsFolder
+from node.worker import Analyser, Attempts, Worker
+
+JOB, PACK = "job-1", "5" * 64
+
+
+def analysed(paths: Sequence[Path], output: Path) -> Any:  # noqa: ANN401  # AnalysisOutcome's shape
+    (output / "sr.dcm").write_bytes(b"".join(path.read_bytes() for path in paths))
+    entry = {"kind": "sr", "sop_instance_uid": "2.25.1", "path": str(output / "sr.dcm")}
+    return SimpleNamespace(
+        outcome=Outcome.ANALYSED,
+        reason="",
+        explanation="",
+        outputs=[SimpleNamespace(kind="sr", sop_instance_uid="2.25.1", path=output / "sr.dcm")],
+        report={"outputs": [entry]},
+    )
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> ResultsFolder:
+    (tmp_path / "a.dcm").write_bytes(b"pixels")
+    results = ResultsFolder(tmp_path)
+    order(results)
+    return results
+
+
+def order(results: ResultsFolder, workflow_id: str = JOB, pack: str = PACK) -> None:
+    results.write_order(JOB, Order(workflow_id, {"pack_digest": pack}, ("a.dcm",)))
+
+
+def make_worker(
+    results: ResultsFolder,
+    analyse: Callable[[Sequence[Path], Path], Any] = analysed,
+    run: str = "run-1",
+    time_limit_s: float = 60.0,
+) -> Worker:
+    settings = Settings(
+        node=NodeSettings(data_dir=results.data_dir),
+        pipeline=PipelineSettings(time_limit_s=time_limit_s),
+    )
+    return Worker(settings, Analyser(PACK, research=True, analyse=analyse), run)
+
+
+def test_a_result_appears_whole_with_its_outcome(results: ResultsFolder) -> None:
+    assert make_worker(results).analyse(JOB) is Outcome.ANALYSED
+    found = results.read(JOB)
+    assert found is not None
+    assert found.research
+    assert [one.path.read_bytes() for one in found.objects] == [b"pixels"]
+    assert not list(results.folder.glob("*.part"))
+    assert not results.attempts(JOB).exists()
+    assert results.of(JOB).stat().st_mode & 0o077 == 0
+    assert found.objects[0].path.stat().st_mode & 0o077 == 0
+
+
+def test_a_result_that_is_there_is_not_built_again(results: ResultsFolder) -> None:
+    make_worker(results).analyse(JOB)
+
+    def never(_paths: Sequence[Path], _output: Path) -> None:
+        raise AssertionError("analysed twice")
+
+    order(results, workflow_id=f"{JOB}.1")  # not even when an operator asks for the job again
+    assert make_worker(results, never).analyse(JOB) is Outcome.ANALYSED
+
+
+def test_leftovers_of_a_crash_do_not_enter_a_result(results: ResultsFolder) -> None:
+    part = results.begin(JOB)
+    (part / "half.dcm").write_bytes(b"half")
+    make_worker(results).analyse(JOB)
+    assert sorted(path.name for path in results.of(JOB).iterdir()) == ["outcome.json", "sr.dcm"]
+
+
+def test_a_refusal_keeps_its_reason_and_no_object(results: ResultsFolder) -> None:
+    def refuse(_paths: Sequence[Path], output: Path) -> None:
+        (output / "seg.dcm").write_bytes(b"half a result")
+        raise MissingSliceError("a gap of 13.0 mm among gaps of 6.5 mm")
+
+    assert make_worker(results, refuse).analyse(JOB) is Outcome.NOT_ANALYSED
+    found = results.read(JOB)
+    assert found is not None
+    assert (found.reason, found.objects) == ("missing-slice", ())
+    assert [path.name for path in results.of(JOB).iterdir()] == ["outcome.json"]
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (KeyError("Nobody^Knows"), "internal-error"),
+        (MemoryError(), "memory-limit"),
+        (RuntimeError("[enforce fail] can't allocate memory: you tried"), "memory-limit"),
+    ],
+)
+def test_what_we_did_not_expect_fails_the_case_without_quoting_it(
+    results: ResultsFolder, error: Exception, reason: str
+) -> None:
+    def fail(_paths: Sequence[Path], _output: Path) -> None:
+        raise error
+
+    assert make_worker(results, fail).analyse(JOB) is Outcome.FAILED
+    found = results.read(JOB)
+    assert found is not None
+    assert found.reason == reason
+    assert "Nobody" not in (results.of(JOB) / "outcome.json").read_text()
+
+
+def test_a_failed_case_is_done_again_only_when_an_operator_asks(results: ResultsFolder) -> None:
+    def fail(_paths: Sequence[Path], _output: Path) -> None:
+        raise KeyError
+
+    make_worker(results, fail).analyse(JOB)
+    assert make_worker(results).analyse(JOB) is Outcome.FAILED
+    order(results, workflow_id=f"{JOB}.1")
+    assert make_worker(results).analyse(JOB) is Outcome.ANALYSED
+    assert sorted(path.name for path in results.of(JOB).iterdir()) == ["outcome.json", "sr.dcm"]
+
+
+def test_a_job_of_another_model_is_held_not_answered_with_ours(results: ResultsFolder) -> None:
+    order(results, pack="6" * 64)
+    assert make_worker(results).analyse(JOB) is Outcome.HELD
+    found = results.read(JOB)
+    assert found is not None
+    assert found.reason == "model-changed"
+
+
+def die(results: ResultsFolder, times: int, run: str, workflow_id: str = JOB) -> None:
+    for _ in range(times):
+        Attempts(results.attempts(JOB), workflow_id, run).begin()
+
+
+def test_three_deaths_of_the_worker_end_the_case(results: ResultsFolder) -> None:
+    die(results, 2, "run-1")
+    assert make_worker(results).analyse(JOB) is Outcome.ANALYSED
+    results.remove(JOB)
+    order(results)
+    die(results, 3, "run-1")
+    assert make_worker(results).analyse(JOB) is Outcome.FAILED
+    found = results.read(JOB)
+    assert found is not None
+    assert found.reason == "poison"
+
+
+def test_a_case_is_not_blamed_for_the_end_of_the_whole_node(results: ResultsFolder) -> None:
+    for number in range(10):  # ten restarts of the service in the middle of the same case
+        die(results, 1, f"run-{number}")
+    assert make_worker(results, run="run-10").analyse(JOB) is Outcome.ANALYSED
+
+
+def test_deaths_of_earlier_runs_of_the_node_count_but_for_the_last_of_each(
+    results: ResultsFolder,
+) -> None:
+    die(results, 3, "run-1")  # two deaths, and perhaps the node's own
+    die(results, 2, "run-2")  # one death, and perhaps the node's own
+    assert Attempts(results.attempts(JOB), JOB, "run-3").deaths() == 3
+
+
+def test_a_retry_by_an_operator_starts_the_count_anew(results: ResultsFolder) -> None:
+    die(results, 3, "run-1")
+    order(results, workflow_id=f"{JOB}.1")
+    assert make_worker(results).analyse(JOB) is Outcome.ANALYSED
+
+
+def test_an_orderly_end_takes_the_attempt_back(results: ResultsFolder) -> None:
+    begun, go = threading.Event(), threading.Event()
+
+    def slow(paths: Sequence[Path], output: Path) -> Any:  # noqa: ANN401
+        begun.set()
+        go.wait(30)
+        return analysed(paths, output)
+
+    worker = make_worker(results, slow)
+    thread = threading.Thread(target=worker.analyse, args=(JOB,))
+    thread.start()
+    begun.wait(30)
+    assert Attempts(results.attempts(JOB), JOB, "run-1").deaths() == 1
+    worker.leave()
+    assert Attempts(results.attempts(JOB), JOB, "run-1").deaths() == 0
+    go.set()
+    thread.join()
+
+
+def test_a_case_beyond_its_time_ends_the_worker_and_counts_as_a_death(
+    results: ResultsFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended, status = threading.Event(), []
+
+    def exit_instead(code: int) -> None:
+        status.append(code)
+        ended.set()
+
+    monkeypatch.setattr(worker_module.os, "_exit", exit_instead)
+
+    def hang(paths: Sequence[Path], output: Path) -> Any:  # noqa: ANN401
+        ended.wait(30)
+        assert Attempts(results.attempts(JOB), JOB, "run-1").deaths() == 1
+        return analysed(paths, output)
+
+    make_worker(results, hang, time_limit_s=0.05).analyse(JOB)
+    assert status == [124]
+
+
+DIE_WITH_PARENT = """
+import os, subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c",
+    "import os, sys, time\\n"
+    "from node.worker import die_with\\n"
+    "die_with(int(sys.argv[1])); print(os.getpid(), flush=True); time.sleep(600)",
+    str(os.getpid())], stdout=sys.stdout)
+time.sleep(600)
+"""
+
+
+def test_a_worker_dies_with_its_parent(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", DIE_WITH_PARENT], stdout=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        parent.send_signal(signal.SIGKILL)
+        parent.wait()
+        # The pipe ends when the last of the two has ended.
+        assert parent.stdout.read() == ""
+    assert not Path(f"/proc/{child}").exists() or _is_zombie(child)
+
+
+def _is_zombie(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+def test_a_worker_whose_parent_is_gone_already_ends(tmp_path: Path) -> None:
+    code = "from node.worker import die_with; die_with(1 << 30); print('alive')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == ""
+
+
+def test_memory_beyond_the_limit_fails_inside_the_process(tmp_path: Path) -> None:
+    code = (
+        "from config.settings import PipelineSettings, Settings\n"
+        "from node.worker import _limit_memory\n"
+        "_limit_memory(Settings(pipeline=PipelineSettings(memory_limit_mb=512)))\n"
+        "try:\n    bytearray(2**30)\nexcept MemoryError:\n    print('refused')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "refused\n"
