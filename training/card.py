@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import JsonValue
 
 from pipeline.model_pack import Summary
-from training.pack import ATTRIBUTIONS, LEAK_EDGE_MM, PACK_VERSION
+from training.pack import ATTRIBUTIONS, PACK_VERSION
 from training.starter import DRAW_WEIGHTS, Recipe
 
 STATEMENT = (
@@ -101,9 +101,7 @@ def card(measured: Measured, recipe: Recipe) -> str:
             "## In heads without known lesions",
             "",
             "Never trained on; not read by an expert. Threshold 0.5, components of at least 5 mm3, "
-            f"leak rule (brighter than 1.95 core medians and within {LEAK_EDGE_MM:.0f} mm of the edge "
-            "of the brain: the distance was chosen on the Aera head, which so guards less than it "
-            "seems).",
+            "leak rule of the manifest, which was made with the Aera head in view.",
             "",
             "| head | ml marked, mirroring on | off |",
             "|---|---|---|",
