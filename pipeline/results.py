@@ -416,8 +416,8 @@ def _left_out_in_words(findings: Findings, manifest: Manifest) -> tuple[str, ...
         )
     if findings.dropped_leaks:
         left_out.append(
-            f"Left out: {findings.dropped_leaks} very bright and part of tissue that goes on outside "
-            "the brain mask, taken for orbital fat or scalp."
+            f"Left out: {findings.dropped_leaks} very bright and part of tissue that goes on "
+            "outside the brain mask, taken for orbital fat or scalp."
         )
     return tuple(left_out)
 
