@@ -110,6 +110,7 @@ def test_all_uids_of_a_result_differ_and_are_short(make_flair_series: Make) -> N
     assert all(uid.startswith("2.25.") and len(uid) <= 44 for uid in found)
 
 
+SMALL: dict[str, Any] = {"slices": 4, "rows": 8, "columns": 8}
 CHANGES: dict[str, Callable[[Make, Series], tuple[ResultObject, ...]]] = {
     "pixels": lambda make, _: small(make(**SMALL, voxels=np.ones((4, 8, 8), np.uint16)).series),
     "name": lambda make, _: small(make(**SMALL, patient_name="Another^Name").series),
@@ -118,7 +119,6 @@ CHANGES: dict[str, Callable[[Make, Series], tuple[ResultObject, ...]]] = {
     "model": lambda _, series: small(series, pack=replace(pack(), digest="6b" * 32)),
     "settings": lambda _, series: small(series, settings={**SETTINGS, "mirroring_axes": []}),
 }
-SMALL = {"slices": 4, "rows": 8, "columns": 8}
 
 
 def small(series: Series, **changes: Any) -> tuple[ResultObject, ...]:  # noqa: ANN401
