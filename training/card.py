@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import JsonValue
 
 from pipeline.model_pack import Summary
+from training.measure import GUARD_LIMITS_ML
 from training.pack import ATTRIBUTIONS, PACK_VERSION
 from training.starter import DRAW_WEIGHTS, Recipe
 
@@ -103,12 +104,9 @@ def card(measured: Measured, recipe: Recipe) -> str:
             "Never trained on; not read by an expert. Threshold 0.5, components of at least 5 mm3, "
             "leak rule of the manifest, which was made with the Aera head in view.",
             "",
-            "| head | ml marked, mirroring on | off |",
-            "|---|---|---|",
-            *(
-                f"| {name} | {found['ml_mirroring_on']:.2f} | {found['ml_mirroring_off']:.2f} |"
-                for name, found in measured["guards"].items()
-            ),
+            "| head | limit, set beforehand | ml marked, mirroring on | off | |",
+            "|---|---|---|---|---|",
+            *_guard_rows(measured["guards"]),
             "",
             "## Not tested",
             "",
@@ -139,4 +137,13 @@ def _left_out_rows(left_out: Measured) -> list[str]:
         f"| {found['lesion_f1']:.2f} |"
         for patient, by_slices in left_out.items()
         for slices, found in by_slices.items()
+    ]
+
+
+def _guard_rows(guards: Measured) -> list[str]:
+    return [
+        f"| {name} | {GUARD_LIMITS_ML[name]:.1f} | {found['ml_mirroring_on']:.2f} "
+        f"| {found['ml_mirroring_off']:.2f} "
+        f"| {'held' if found['ml_mirroring_on'] <= GUARD_LIMITS_ML[name] else 'NOT HELD'} |"
+        for name, found in guards.items()
     ]

@@ -143,7 +143,7 @@ def describe(folds: Sequence[int], *, validation: Summary, recipe: Recipe) -> De
         patient_folds=False,
         # Nothing is validated. These are the spacings that were looked at; beyond them: review.
         validated_geometry=ValidatedGeometry(
-            slice_spacing_mm=(1.0, 6.5), pixel_spacing_mm=(0.4, 1.0)
+            slice_spacing_mm=(1.0, 5.0), pixel_spacing_mm=(0.55, 1.0)
         ),
         training_data=Summary(
             text=(
