@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
@@ -104,8 +105,12 @@ class Workers:
             *("--parent", str(os.getpid())),
             *("--run", self.run),
         )
+        # The worker asks for its death signal itself; `setpriv` (util-linux) does so before Python
+        # has even begun to import.
+        setpriv = shutil.which("setpriv")
+        guard = [setpriv, "--pdeathsig", "KILL"] if setpriv is not None else []
         slot.process = subprocess.Popen(  # noqa: S603  # our own program, no shell
-            [*self.command, *arguments], stdin=subprocess.DEVNULL
+            [*guard, *self.command, *arguments], stdin=subprocess.DEVNULL
         )
         slot.started_at = now
         log.info("worker.started", index=slot.index, pid=slot.process.pid)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from node_process import NodeProcess
+from node_process import NodeProcess, alive
 
 from node.archive import Orthanc
 from node.ledger import ENDS, SeriesState
@@ -41,7 +41,7 @@ class Kills:
         self.node.kill()
         self._end("service", 0)
         began = time.monotonic()
-        while any(Path(f"/proc/{pid}").exists() for pid in workers):
+        while any(alive(pid) for pid in workers):
             if time.monotonic() - began > 10:
                 raise AssertionError(f"workers outlived their service: {workers}")
             time.sleep(0.01)

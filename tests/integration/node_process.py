@@ -38,6 +38,15 @@ def toml(sections: Mapping[str, Mapping[str, Any]], lists: Mapping[str, Sequence
     return "\n".join(lines) + "\n"
 
 
+def alive(pid: int) -> bool:
+    """Does the process run? One that ended and waits for its parent to notice does not."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return stat.rpartition(")")[2].split()[0] not in "ZX"
+
+
 @dataclass
 class NodeProcess:
     """A service with its workers, on one data directory; `start` again continues it."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from node_process import PATIENCE_S, STANDIN, NodeProcess, Sent
+from node_process import PATIENCE_S, STANDIN, NodeProcess, Sent, alive
 
 from node.archive import Orthanc, find_orthanc
 from node.ledger import SeriesState
@@ -232,7 +232,7 @@ def test_sigterm_ends_service_and_worker_within_seconds_even_in_the_middle_of_a_
     workers = node.worker_pids()
     assert len(workers) == 1
     assert node.stop() < 10.0
-    assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+    assert not any(alive(pid) for pid in workers)
     slow.unlink()
     node.start()
     node.wait_for_state(flair.series_instance_uid, SeriesState.DELIVERED)
@@ -287,7 +287,7 @@ def test_jobs_in_every_state_survive_a_kill_of_the_service(
     node.kill()
     node.fault("slow", "0")
     dead.start()
-    node.wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers))
+    node.wait_until(lambda: not any(alive(pid) for pid in workers))
     node.start()
     for flair in (delivering, running, queued, receiving):
         node.wait_for_state(flair.series_instance_uid, SeriesState.DELIVERED)
