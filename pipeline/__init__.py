@@ -1,1 +1,1 @@
-"""One FLAIR series to its findings: select, strip, preprocess, segment, measure. No sockets, no jobs."""
+"""One FLAIR series to its findings: select, strip, preprocess, segment, measure. No sockets."""
