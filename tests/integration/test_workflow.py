@@ -79,13 +79,9 @@ def test_a_study_that_is_sent_ends_delivered(
     node: NodeProcess,
     archive: Orthanc,
     send_flair: Callable[..., Sent],
-    record_property: Callable[[str, object], None],
 ) -> None:
     flair = send_flair(node, "DELIVERED")
-    began = time.monotonic()
     node.wait_for_state(flair.series_instance_uid, SeriesState.DELIVERED)
-    # One second of it is the quiet period.
-    record_property("last_slice_to_delivered_s", round(time.monotonic() - began, 2))
     objects = objects_of(node, flair.series_instance_uid)
     assert len(objects) == 2
     assert set(objects) <= set(archive.sop_instance_uids())
@@ -202,14 +198,11 @@ def test_the_engine_database_holds_keys_only(node: NodeProcess) -> None:
     assert "py_pickle" not in dump
 
 
-def test_the_idle_service_uses_a_few_percent_of_one_core(
-    node: NodeProcess, record_property: Callable[[str, object], None]
-) -> None:
+def test_the_idle_service_uses_a_few_percent_of_one_core(node: NodeProcess) -> None:
     assert node.process is not None
     before, began = cpu_seconds(node.process.pid), time.monotonic()
     time.sleep(5.0)
     share = (cpu_seconds(node.process.pid) - before) / (time.monotonic() - began)
-    record_property("idle_service_percent_of_one_core", round(100 * share, 1))
     assert share < 0.10
 
 
