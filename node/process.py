@@ -81,8 +81,8 @@ def run_process(arguments: argparse.Namespace) -> int:
 
 def run_select(arguments: argparse.Namespace) -> int:
     """Print which series is selected, and the reason for every series."""
-    study = read_study(arguments.input)
-    selection = choose(study, load_settings(arguments.config).selection)
+    settings = load_settings(arguments.config)
+    selection = choose(read_study(arguments.input), settings.selection)
     if arguments.json:
         print(json.dumps(selection.as_json()))
     else:

@@ -177,7 +177,7 @@ class IntakeProcess:
 
 
 def acknowledged(peer: Peer, paths: tuple[Path, ...]) -> set[str]:
-    results = store(peer, paths, calling_ae_title="SENDER", timeout_s=60)
+    results = store(peer, paths, calling_ae_title="SENDER", timeout_s=8)
     return {one.sop_instance_uid for one in results if one.stored}
 
 
