@@ -102,6 +102,7 @@ _MOMENTS: Final = (
     ("SeriesDate", "SeriesTime"),
     ("StudyDate", "StudyTime"),
 )
+LONGEST_DESCRIPTION: Final = 64  # characters of a Long String, PS3.5 table 6.2-1
 _NO_DATE, _NO_TIME = "19000101", "000000"  # of images without any date: some must be given
 _AGE = re.compile(r"\d{3}[DWMY]")
 _UNDECODABLE = "\N{REPLACEMENT CHARACTER}"
@@ -117,7 +118,8 @@ def normalised_header(header: Dataset) -> Dataset:
     """What a result takes over from an image, as a new dataset that shares nothing with `header`.
 
     Text is UTF-8, whatever the source was in (highdicom refuses multi-valued character sets). A
-    date, time, sex or age that breaks its format is empty: it is not repaired by guessing.
+    date, time, sex or age that breaks its format is empty: it is not repaired by guessing. A
+    description that is too long is cut.
 
     Raises:
         MissingAttributeError: A UID is absent.
@@ -196,6 +198,9 @@ def _plain(keyword: str, header: Dataset) -> str:
         case "PatientName" | "ReferringPhysicianName":
             # Empty trailing components mean nothing, and senders differ in them.
             return "=".join(group.rstrip("^ ") for group in found.split("=")).rstrip("=")
+        case "StudyDescription" | "DeidentificationMethod":
+            # Descriptions may be cut, what identifies may not.
+            return "\\".join(value[:LONGEST_DESCRIPTION] for value in found.split("\\"))
     return found
 
 

@@ -5,6 +5,7 @@ from io import BytesIO
 
 import pydicom
 import pytest
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
@@ -146,6 +147,16 @@ def test_a_value_that_breaks_its_format_is_empty_not_guessed(keyword: str, value
         source.pop(keyword, None)
         setattr(source, keyword, value)
     assert normalised_header(source)[keyword].value == ""
+
+
+def test_a_description_that_is_too_long_is_cut_and_an_identifier_is_not() -> None:
+    long = "x" * 70
+    sent = header()
+    for keyword in ("DeidentificationMethod", "PatientID"):
+        sent.add(DataElement(keyword, "LO", long, validation_mode=pydicom.config.IGNORE))
+    normalised = normalised_header(sent)
+    assert normalised.DeidentificationMethod == "x" * 64
+    assert normalised.PatientID == long
 
 
 def test_the_identity_digest_follows_patient_study_and_accession_number() -> None:
