@@ -146,7 +146,7 @@ def check_peer(peer: Peer, settings: Settings) -> Finding:
             timeout_s=settings.delivery.timeout_s,
         )
     except PeerError as error:
-        return Finding(name, False, f"{peer.ae_title} at {peer.host}:{peer.port}: {error}")
+        return Finding(name, False, str(error))
     return Finding(name, True, f"{peer.ae_title} at {peer.host}:{peer.port} answers C-ECHO")
 
 
