@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from faults import Kills, balance
@@ -53,9 +53,8 @@ def test_nothing_is_lost_and_nothing_doubled_over_kills_of_service_and_worker(
 
 
 def send_until_acknowledged(node: NodeProcess, flairs: list[Sent]) -> None:
-    """As a PACS does: a study whose association broke is sent again as a whole."""
+    """As a PACS does: a study whose association broke is sent again as a whole, later."""
+    deadline = time.monotonic() + PATIENCE_S
     for flair in flairs:
-        folder: Path = flair.folder
-        for _ in range(200):
-            if node.send(folder).returncode == 0:
-                break
+        while node.send(flair.folder).returncode != 0 and time.monotonic() < deadline:
+            time.sleep(0.2)
