@@ -94,7 +94,7 @@ def test_a_dicomdir_is_left_out(make_flair_series: MakeSeries, tmp_path: Path) -
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         file_set.write(tmp_path / "media")
-        # pydicom leaves its scratch folder to the garbage collector, which says so whenever it comes.
+        # pydicom leaves its scratch folder to the garbage collector, which warns when it comes.
         del file_set
         gc.collect()
     study = read_study(tmp_path / "media")
