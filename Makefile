@@ -50,7 +50,7 @@ check: test lint types
 
 # About 40 minutes on two cores; resumable. What it needs and makes: training/README.md.
 train-starter: .venv/base
-	$(BIN)/flairnode train starter --data $(DATA) --output work/starter
+	$(BIN)/flairnode train starter --data $(DATA) --output build/starter
 
 benchmarks: .venv/dev
 	@for script in tests/benchmarks/bench_*.py; do $(BIN)/python $$script; done

@@ -34,6 +34,11 @@ class NodeSettings(Section):
     reserve_mb: Annotated[int, Field(ge=0)] = 2048
     """Below this much free disk a sender is told to come back later (0xA700)."""
 
+    @property
+    def packs_dir(self) -> Path:
+        """Where this site's model packs are installed."""
+        return self.data_dir / "packs"
+
 
 class Peer(Section):
     """One DICOM application we speak with."""

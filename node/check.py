@@ -159,7 +159,7 @@ def _self_test(settings: Settings) -> str:
     from node.analysis import load_segmenter  # torch
     from node.selftest import run_self_test
 
-    ensemble, pack = load_segmenter(settings.pipeline, (settings.node.data_dir / "packs",))
+    ensemble, pack = load_segmenter(settings.pipeline, (settings.node.packs_dir,))
     result = run_self_test(ensemble, pack)
     return (
         f"on {ensemble.device}: {result.lesion_count} lesions found, {result.volume_ml:.1f} ml "
@@ -177,4 +177,4 @@ def _timed(name: str, look: Callable[[], str]) -> Finding:
 
 
 def _pack_path(settings: Settings) -> Path:
-    return find_pack(settings.pipeline.model, folders=(settings.node.data_dir / "packs",))
+    return find_pack(settings.pipeline.model, folders=(settings.node.packs_dir,))

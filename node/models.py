@@ -58,7 +58,7 @@ def register(subparsers: Any) -> None:  # noqa: ANN401  # argparse names no publ
 def run_list(arguments: argparse.Namespace) -> int:
     """Every pack that can be named, installed ones first; the one in use is marked."""
     settings = load_settings(arguments.config)
-    folders = {"installed": packs_folder(settings), "shipped": SHIPPED_PACKS}
+    folders = {"installed": settings.node.packs_dir, "shipped": SHIPPED_PACKS}
     in_use = _path_in_use(settings)
     packs = [
         _in_short(manifest, path) | {"where": where, "in_use": path == in_use}
@@ -121,7 +121,7 @@ def run_verify(arguments: argparse.Namespace) -> int:
 
 def run_install(arguments: argparse.Namespace) -> int:
     """Copy, all or nothing. The same pack again changes nothing."""
-    pack = install_pack(arguments.folder, packs_folder(load_settings(arguments.config)))
+    pack = install_pack(arguments.folder, load_settings(arguments.config).node.packs_dir)
     return _say(
         arguments,
         pack,
@@ -142,11 +142,6 @@ def run_import(arguments: argparse.Namespace) -> int:
     )
 
 
-def packs_folder(settings: Settings) -> Path:
-    """Where this site's packs are installed."""
-    return settings.node.data_dir / "packs"
-
-
 def _action(actions: Any, name: str, words: str, run: Any) -> Any:  # noqa: ANN401
     parser = actions.add_parser(name, help=words, description=words[0].upper() + words[1:] + ".")
     parser.set_defaults(run=run)
@@ -155,12 +150,12 @@ def _action(actions: Any, name: str, words: str, run: Any) -> Any:  # noqa: ANN4
 
 def _find(arguments: argparse.Namespace) -> Path:
     settings = load_settings(arguments.config)
-    return find_pack(arguments.pack or DEFAULT_PACK, folders=[packs_folder(settings)])
+    return find_pack(arguments.pack or DEFAULT_PACK, folders=[settings.node.packs_dir])
 
 
 def _path_in_use(settings: Settings) -> Path | None:
     try:
-        return find_pack(settings.pipeline.model, folders=[packs_folder(settings)])
+        return find_pack(settings.pipeline.model, folders=[settings.node.packs_dir])
     except StudyError:
         return None
 

@@ -156,7 +156,7 @@ def _load(settings: Settings, on_stage: Callable[[str], None]) -> tuple[Ensemble
 
     on_stage("load model")
     started = time.perf_counter()
-    ensemble, pack = load_segmenter(settings.pipeline, (settings.node.data_dir / "packs",))
+    ensemble, pack = load_segmenter(settings.pipeline, (settings.node.packs_dir,))
     return ensemble, pack, round(time.perf_counter() - started, 3)
 
 

@@ -207,7 +207,7 @@ def pack_digest(settings: Settings) -> str:
     Raises:
         ModelPackError: The pack is missing or changed.
     """
-    pack = find_pack(settings.pipeline.model, folders=[settings.node.data_dir / "packs"])
+    pack = find_pack(settings.pipeline.model, folders=[settings.node.packs_dir])
     return load_pack(pack).digest
 
 

@@ -69,7 +69,7 @@ def load_pipeline(settings: Settings) -> Analyser:
     """
     from node.analysis import analyse_series, load_segmenter  # torch: seconds
 
-    ensemble, pack = load_segmenter(settings.pipeline, [settings.node.data_dir / "packs"])
+    ensemble, pack = load_segmenter(settings.pipeline, [settings.node.packs_dir])
     return Analyser(
         pack_digest=pack.digest,
         research=pack.manifest.status == "research",
