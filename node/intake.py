@@ -180,7 +180,9 @@ class Intake:
         if known is None:
             # A file that lies there already is of a crash before its row: nobody was told of it.
             self._spool.write(received, identity.path)
-            arrived = self._ledger.record(_instance(identity, digest, identity.path, received))
+            arrived = self._ledger.record(
+                received_instance(identity, digest, identity.path, received.calling_ae_title)
+            )
             if arrived is not Recorded.NEW:
                 raise sqlite3.IntegrityError("an instance was recorded behind its own lock")
         elif known.digest != digest:
@@ -197,7 +199,9 @@ class Intake:
         if same_content(first, self._spool.folder / path):
             (self._spool.folder / path).unlink()
             return
-        self._ledger.record_conflict(_instance(identity, digest, path, received))
+        self._ledger.record_conflict(
+            received_instance(identity, digest, path, received.calling_ae_title)
+        )
         log.error(
             "series.conflict",
             study_uid=identity.study_instance_uid,
@@ -436,24 +440,15 @@ def record_spool(spool: Spool, ledger: Ledger) -> int:
             # Not ours to delete: perhaps somebody wants to know where it came from.
             log.warning("spool.strange-file", reason=error.reason)
             continue
-        ledger.record(
-            ReceivedInstance(
-                study_instance_uid=file.identity.study_instance_uid,
-                series_instance_uid=file.identity.series_instance_uid,
-                sop_instance_uid=file.identity.sop_instance_uid,
-                sop_class_uid=file.identity.sop_class_uid,
-                digest=file.digest,
-                path=path,
-                calling_ae_title=file.calling_ae_title,
-            )
-        )
+        ledger.record(received_instance(file.identity, file.digest, path, file.calling_ae_title))
         recorded += 1
     return recorded
 
 
-def _instance(
-    identity: Identity, digest: str, path: Path, received: ReceivedObject
+def received_instance(
+    identity: Identity, digest: str, path: Path, calling_ae_title: str
 ) -> ReceivedInstance:
+    """What the ledger records of an object in the spool, fresh from the wire or read back."""
     return ReceivedInstance(
         study_instance_uid=identity.study_instance_uid,
         series_instance_uid=identity.series_instance_uid,
@@ -461,7 +456,7 @@ def _instance(
         sop_class_uid=identity.sop_class_uid,
         digest=digest,
         path=path,
-        calling_ae_title=received.calling_ae_title,
+        calling_ae_title=calling_ae_title,
     )
 
 

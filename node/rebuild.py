@@ -18,8 +18,8 @@ from typing import Any
 import structlog
 
 from dicom.errors import Outcome
-from node.intake import record_spool
-from node.ledger import Counts, Job, Ledger, ReceivedInstance, SeriesState
+from node.intake import received_instance, record_spool
+from node.ledger import Counts, Job, Ledger, SeriesState
 from node.outcome import OUTCOME_FILE
 from node.spool import RefusedObjectError, Spool
 
@@ -90,15 +90,7 @@ def _record_conflicts(spool: Spool, ledger: Ledger) -> None:
         if ledger.instance(file.identity.sop_instance_uid) is None:
             continue  # the first of the two is gone: there is nothing to contradict
         ledger.record_conflict(
-            ReceivedInstance(
-                study_instance_uid=file.identity.study_instance_uid,
-                series_instance_uid=file.identity.series_instance_uid,
-                sop_instance_uid=file.identity.sop_instance_uid,
-                sop_class_uid=file.identity.sop_class_uid,
-                digest=file.digest,
-                path=path,
-                calling_ae_title=file.calling_ae_title,
-            )
+            received_instance(file.identity, file.digest, path, file.calling_ae_title)
         )
 
 
