@@ -13,7 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 AeTitle = Annotated[str, Field(min_length=1, max_length=16, pattern=r"^[^\\\x00-\x1f]+$")]
 Port = Annotated[int, Field(ge=1, le=65535)]
-ResultKind = Literal["seg", "sr"]
+ResultKind = Literal["seg", "sr", "key-image", "pdf", "note", "probability"]
+"""`note`: that a FLAIR was not analysed, and why."""
 
 
 class Section(BaseModel):
