@@ -1,19 +1,38 @@
-"""How well one mask agrees with another: overlap, distance, volume, and lesion by lesion.
+"""How well one mask agrees with another: every measure of one case, and where each is not defined.
 
-Edge cases, where libraries disagree (`reference/ms_facts.md` section 3):
+Overlap and distance: `voxel_metrics`. Lesion by lesion: `lesion_metrics`. Slice by slice:
+`slice_metrics`. Cohorts and intervals: `statistics`.
 
-==================== ============ =========== ========== ============ ========== ===========
-                     `dsc`, `iou` sensitivity ppv        hd95_mm      lesion f1  in a mean
-==================== ============ =========== ========== ============ ========== ===========
-both empty           None         None        None       None         None       left out: a
-                                                                                 correct
-                                                                                 negative
-reference empty      0            None        0          None         0          counts
-prediction empty     0            0           None       None         0          counts
-no common voxel      0            0           0          a distance   0          counts
-==================== ============ =========== ========== ============ ========== ===========
+Edge cases, where libraries disagree (`reference/ms_facts.md` section 3). None is "not defined"
+(0/0), and `null` in JSON; it is never 0, never 1 and never NaN:
 
-None is "not defined" (0/0), and `null` in JSON. It is never 0 and never 1.
+============================ ============ ================= ================ ===================
+                             both empty   reference empty   prediction empty no common voxel
+============================ ============ ================= ================ ===================
+`dsc`, `iou`                 None         0                 0                0
+`sensitivity`                None         None              0                0
+`ppv`                        None         0                 None             0
+`hd95_mm`                    None         None              None             a distance
+`nsd`, `nsd_in_plane`        None         0                 0                by distance [1]_
+volume error, ml             0            + prediction      - reference      the difference
+volume error, %              None         None              -100             the difference
+lesion `f1`                  None         0                 0                0
+lesion `sensitivity`         None         None              0                0
+lesion `ppv`                 None         0                 None             0
+`any_overlap`, a stratum:
+.. recall (LTPR)             None         None              0                0
+.. false share (LFPR)        None         1                 None             1
+.. false lesions, ml         0            all predicted     0                all predicted
+slices                       TN           TN, FP            TN, FN           TN, FN, FP
+============================ ============ ================= ================ ===================
+
+.. [1] Surfaces that pass each other within the tolerance agree though no voxel is common.
+
+In a cohort: a case with both empty is a correct negative and left out of the mean of `dsc`; a case
+with one empty counts with 0 and has no `hd95_mm`, so a mean HD95 is a mean of fewer cases and is
+given with its n. Where the reference is empty, read false lesions and false volume, not F1.
+A lesion of 3 mm3 or less is background to `lesion` (Anima) on both sides, so a case whose only
+lesions are that small is "both empty" there, and not in `any_overlap`.
 """
 
 from __future__ import annotations
@@ -24,23 +43,30 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import JsonValue
-from scipy import ndimage
 
 from dicom.errors import SeriesError, StudyError, UnreadableError
 from dicom.volume import Grid, read_nifti
-
-Mask = npt.NDArray[np.bool_]
+from training.lesion_metrics import (
+    AnyOverlapMetrics,
+    IsbiParts,
+    LesionMetrics,
+    compare_any_overlap,
+    compare_lesions,
+)
+from training.slice_metrics import TAU, OverlapRule, SliceCounts, count_slices, slice_overlaps
+from training.voxel_metrics import (
+    NSD_TOLERANCE_MM,
+    Mask,
+    contour_distances,
+    overlap,
+    ratio,
+    surface_distances,
+    union_box,
+)
 
 SAME_PLACE_MM = 0.05
 """Corners of two grids this close are one grid: NIfTI keeps its affine in float32."""
-
-LESION_OVERLAP_ALPHA = 0.10
-LESION_OUTSIDE_BETA = 0.70
-LESION_EXPLAINED_GAMMA = 0.65
-LESION_MINIMUM_MM3 = 3.0
-"""Defaults of Anima's `animaSegPerfAnalyzer` (CSegPerfApp), used in the MSSEG challenges."""
 
 
 class GridMismatchError(SeriesError):
@@ -56,48 +82,31 @@ class NotAMaskError(SeriesError):
 
 
 @dataclass(frozen=True, slots=True)
-class LesionMetrics:
-    """Agreement lesion by lesion, as Anima counts it."""
+class VolumeError:
+    """How much too much, or too little, was marked."""
 
-    reference_count: int
-    """Lesions of the reference that are larger than 3 mm3."""
-    prediction_count: int
-    """Lesions of the prediction that are larger than 3 mm3."""
-    detected_count: int
-    """Lesions of the reference that the prediction detects."""
-    confirmed_count: int
-    """Lesions of the prediction that the reference confirms: the same test the other way."""
+    reference_ml: float
+    prediction_ml: float
 
     @property
-    def sensitivity(self) -> float | None:
-        """Share of the reference's lesions that were detected. Anima: SensL."""
-        return _ratio(self.detected_count, self.reference_count)
+    def signed_ml(self) -> float:
+        """Prediction less reference: below 0 is too little."""
+        return self.prediction_ml - self.reference_ml
 
     @property
-    def ppv(self) -> float | None:
-        """Share of the predicted lesions that are confirmed. Anima: PPVL."""
-        return _ratio(self.confirmed_count, self.prediction_count)
-
-    @property
-    def f1(self) -> float | None:
-        """Harmonic mean of the two; 0 where nothing agrees (Anima writes NaN there)."""
-        if self.reference_count == 0 and self.prediction_count == 0:
-            return None
-        sensitivity, ppv = self.sensitivity or 0.0, self.ppv or 0.0
-        return _ratio(2 * sensitivity * ppv, sensitivity + ppv) or 0.0
+    def signed_percent(self) -> float | None:
+        """Of the reference; not defined where the reference is empty."""
+        share = ratio(self.signed_ml, self.reference_ml)
+        return None if share is None else 100 * share
 
     def as_json(self) -> dict[str, JsonValue]:
-        """The `lesion` of `flairnode metrics --json`."""
+        """The `volume_error` of `flairnode metrics --json`."""
+        percent = self.signed_percent
         return {
-            "f1": self.f1,
-            "sensitivity": self.sensitivity,
-            "ppv": self.ppv,
-            "reference_count": self.reference_count,
-            "prediction_count": self.prediction_count,
-            "detected_count": self.detected_count,
-            "missed_count": self.reference_count - self.detected_count,
-            "confirmed_count": self.confirmed_count,
-            "false_count": self.prediction_count - self.confirmed_count,
+            "ml": self.signed_ml,
+            "absolute_ml": abs(self.signed_ml),
+            "percent": percent,
+            "absolute_percent": None if percent is None else abs(percent),
         }
 
 
@@ -110,9 +119,39 @@ class PairMetrics:
     ppv: float | None
     sensitivity: float | None
     hd95_mm: float | None
-    volume_reference_ml: float
-    volume_prediction_ml: float
+    nsd: float | None
+    """Share of both surfaces within `nsd_tolerance_mm` of the other, in space."""
+    nsd_in_plane: float | None
+    """The same of the outlines in each slice: the one to read where slices are thick."""
+    nsd_tolerance_mm: float
+    volume: VolumeError
     lesion: LesionMetrics
+    any_overlap: AnyOverlapMetrics
+    slices: SliceCounts
+    """By |P and G| / |G|, with tau = 0.10."""
+
+    @property
+    def volume_reference_ml(self) -> float:
+        """Lesion volume of the reference."""
+        return self.volume.reference_ml
+
+    @property
+    def volume_prediction_ml(self) -> float:
+        """Lesion volume of the prediction."""
+        return self.volume.prediction_ml
+
+    @property
+    def isbi_parts(self) -> IsbiParts:
+        """What this case gives to `isbi_score` of a cohort."""
+        found = self.any_overlap.all_sizes
+        return IsbiParts(
+            self.dsc,
+            self.ppv,
+            found.false_share,
+            found.recall,
+            self.volume.reference_ml,
+            self.volume.prediction_ml,
+        )
 
     def as_json(self) -> dict[str, JsonValue]:
         """What `flairnode metrics --json` prints."""
@@ -122,26 +161,45 @@ class PairMetrics:
             "ppv": self.ppv,
             "sensitivity": self.sensitivity,
             "hd95_mm": self.hd95_mm,
-            "volume_reference_ml": self.volume_reference_ml,
-            "volume_prediction_ml": self.volume_prediction_ml,
+            "nsd": self.nsd,
+            "nsd_in_plane": self.nsd_in_plane,
+            "nsd_tolerance_mm": self.nsd_tolerance_mm,
+            "volume_reference_ml": self.volume.reference_ml,
+            "volume_prediction_ml": self.volume.prediction_ml,
+            "volume_error": self.volume.as_json(),
             "lesion": self.lesion.as_json(),
+            "any_overlap": self.any_overlap.as_json(),
+            "isbi_parts": self.isbi_parts.as_json(),
+            "slices": {"rule": OverlapRule.OVERLAP.value, "tau": TAU, **self.slices.as_json()},
         }
 
 
-def compare(reference: Mask, prediction: Mask, grid: Grid) -> PairMetrics:
+def compare(
+    reference: Mask, prediction: Mask, grid: Grid, *, nsd_tolerance_mm: float = NSD_TOLERANCE_MM
+) -> PairMetrics:
     """Compare two masks (slices, rows, columns) that lie on one grid."""
-    both = int(np.count_nonzero(reference & prediction))
-    of_reference = int(np.count_nonzero(reference))
-    of_prediction = int(np.count_nonzero(prediction))
+    slices = count_slices(slice_overlaps(reference, prediction))
+    # Nothing below looks beyond the lesions: what lies outside their box is background.
+    box = union_box(reference, prediction)
+    reference, prediction = reference[box], prediction[box]
+    voxels = overlap(reference, prediction)
+    surfaces = surface_distances(reference, prediction, grid.spacing_mm)
+    outlines = contour_distances(reference, prediction, grid.spacing_mm)
     return PairMetrics(
-        dsc=_ratio(2 * both, of_reference + of_prediction),
-        iou=_ratio(both, of_reference + of_prediction - both),
-        ppv=_ratio(both, of_prediction),
-        sensitivity=_ratio(both, of_reference),
-        hd95_mm=hd95_mm(reference, prediction, grid.spacing_mm),
-        volume_reference_ml=of_reference * grid.voxel_volume_ml,
-        volume_prediction_ml=of_prediction * grid.voxel_volume_ml,
+        dsc=voxels.dsc,
+        iou=voxels.iou,
+        ppv=voxels.ppv,
+        sensitivity=voxels.sensitivity,
+        hd95_mm=surfaces.percentile_mm(95),
+        nsd=surfaces.share_within(nsd_tolerance_mm),
+        nsd_in_plane=outlines.share_within(nsd_tolerance_mm),
+        nsd_tolerance_mm=nsd_tolerance_mm,
+        volume=VolumeError(
+            voxels.reference * grid.voxel_volume_ml, voxels.prediction * grid.voxel_volume_ml
+        ),
         lesion=compare_lesions(reference, prediction, grid.spacing_mm),
+        any_overlap=compare_any_overlap(reference, prediction, grid.spacing_mm),
+        slices=slices,
     )
 
 
@@ -190,98 +248,6 @@ def read_mask(path: Path) -> tuple[Mask, Grid]:
         )
     mask: Mask = volume.voxels > 0
     return mask, volume.grid
-
-
-def hd95_mm(
-    reference: Mask, prediction: Mask, spacing_mm: tuple[float, float, float]
-) -> float | None:
-    """95th percentile Hausdorff distance; None where a mask is empty.
-
-    From every surface voxel (a face neighbour is not mask, or lies beyond the image) to the
-    nearest surface voxel of the other mask, between voxel centres in mm; the 95th percentile
-    (linear) each way, and the larger of the two. So do MONAI and Metrics Reloaded.
-    """
-    if not reference.any() or not prediction.any():
-        return None
-    box = ndimage.find_objects((reference | prediction).astype(np.uint8))[0]
-    first, second = _surface(reference[box]), _surface(prediction[box])
-    to_first = ndimage.distance_transform_edt(~first, sampling=spacing_mm)
-    to_second = ndimage.distance_transform_edt(~second, sampling=spacing_mm)
-    return float(max(np.percentile(to_second[first], 95), np.percentile(to_first[second], 95)))
-
-
-def compare_lesions(
-    reference: Mask, prediction: Mask, spacing_mm: tuple[float, float, float]
-) -> LesionMetrics:
-    """Count lesions as Anima does (animaSegPerfCAnalyzer, `getDetectionMarks`).
-
-    Lesions are components that share faces; those of 3 mm3 or less become background in both
-    masks. A lesion is detected if more than alpha of it is covered, and if the other mask's lesions
-    that cover it, taken by decreasing overlap until gamma of the overlap is explained, all have
-    at most beta of themselves outside every lesion.
-    """
-    voxel_mm3 = float(np.prod(spacing_mm))
-    ours, our_count = _lesions(reference, voxel_mm3)
-    theirs, their_count = _lesions(prediction, voxel_mm3)
-    shape = (our_count + 1, their_count + 1)
-    pairs = ours.astype(np.int64) * shape[1] + theirs
-    overlap = np.bincount(pairs.ravel(), minlength=shape[0] * shape[1]).reshape(shape)
-    return LesionMetrics(
-        reference_count=our_count,
-        prediction_count=their_count,
-        detected_count=_detected(overlap),
-        confirmed_count=_detected(overlap.T),
-    )
-
-
-def _detected(overlap: npt.NDArray[np.int64]) -> int:
-    """How many row lesions the column lesions detect; row 0 and column 0 are background."""
-    return sum(_is_detected(overlap, row) for row in range(1, len(overlap)))
-
-
-def _is_detected(overlap: npt.NDArray[np.int64], row: int) -> bool:
-    covered = int(overlap[row, 1:].sum())
-    if covered / int(overlap[row].sum()) <= LESION_OVERLAP_ALPHA:
-        return False
-    sizes = overlap.sum(axis=0)
-    by_overlap = np.argsort(-overlap[row, 1:], kind="stable") + 1
-    explained = 0.0
-    # Anima looks at no more column lesions than there are *rows*, background included.
-    for column in by_overlap[: len(overlap)]:
-        if explained >= LESION_EXPLAINED_GAMMA:
-            break
-        if overlap[0, column] / sizes[column] > LESION_OUTSIDE_BETA:
-            return False
-        explained += int(overlap[row, column]) / covered
-    return True
-
-
-def _lesions(mask: Mask, voxel_mm3: float) -> tuple[npt.NDArray[np.int32], int]:
-    """Components by descending size (of equal ones the first voxel decides), small ones dropped.
-
-    The order is ITK's RelabelComponentImageFilter's; it decides between equal overlaps.
-    """
-    components = np.empty(mask.shape, np.int32)
-    ndimage.label(mask, output=components)  # faces: ITK's default too
-    inside = np.flatnonzero(components)
-    numbers, first, sizes = np.unique(
-        components.ravel()[inside], return_index=True, return_counts=True
-    )
-    smallest = int(LESION_MINIMUM_MM3 / voxel_mm3) + 1  # strictly larger than 3 mm3
-    large = np.flatnonzero(sizes >= smallest)
-    order = large[np.lexsort((first[large], -sizes[large]))]
-    renumbered = np.zeros(int(numbers.max(initial=0)) + 1, np.int32)
-    renumbered[numbers[order]] = np.arange(1, len(order) + 1)
-    return renumbered[components], len(order)
-
-
-def _surface(mask: Mask) -> Mask:
-    surface: Mask = mask & ~ndimage.binary_erosion(mask)
-    return surface
-
-
-def _ratio(part: float, whole: float) -> float | None:
-    return part / whole if whole else None
 
 
 def _farthest_corner_mm(one: Grid, other: Grid) -> float:

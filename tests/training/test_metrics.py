@@ -9,136 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hypothesis import given, settings
+from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from dicom.errors import Outcome, StudyError
 from dicom.volume import Grid, write_nifti
-from training.metrics import (
-    GridMismatchError,
-    NotAMaskError,
-    PairMetrics,
-    compare,
-    compare_files,
-    compare_lesions,
-    hd95_mm,
-)
+from tests.training.pictures import grid, row
+from training.metrics import GridMismatchError, NotAMaskError, PairMetrics, compare, compare_files
 from training.metrics_command import register_metrics
-
-MM = (1.0, 1.0, 1.0)
-
-
-def row(picture: str) -> np.ndarray:
-    """One row of voxels of 1 mm3: `#` is lesion. A lesion needs 4 of them (more than 3 mm3)."""
-    return np.array([[[character == "#" for character in picture]]])
-
-
-def grid(shape: tuple[int, int, int], spacing_mm: tuple[float, float, float] = MM) -> Grid:
-    return Grid(np.diag([*spacing_mm, 1.0]), shape)
-
-
-# What Anima's analyzer counts: lesions of the reference and of the prediction, detected lesions
-# of the reference, confirmed lesions of the prediction.
-ANIMA = {
-    "the same lesion": ("..####..", "..####..", 1, 1, 1, 1),
-    "two lesions that do not meet": ("####......", ".....####.", 1, 1, 0, 0),
-    "nothing in either": (".....", ".....", 0, 0, 0, 0),
-    "a prediction where the reference is empty": (".....", ".####", 0, 1, 0, 0),
-    "no prediction": (".####", ".....", 1, 0, 0, 0),
-    "3 mm3 is not larger than 3 mm3, in both": ("###..####", "###..####", 1, 1, 1, 1),
-    # The small reference lesion is background, so the prediction lies outside altogether.
-    "a prediction on a small lesion": ("###.....", "########", 0, 1, 0, 0),
-    "a lesion met by a small one alone": ("##########", "...###....", 1, 0, 0, 0),
-    # 2 of 20 voxels are alpha exactly: not enough. 18 of 20 lie outside: not confirmed.
-    "covered by alpha exactly": ("#" * 20 + "....", "." * 18 + "####..", 1, 1, 0, 0),
-    # 2 of 19 are more than alpha; half of the prediction lies outside, less than beta. The other
-    # way 17 of 19 lie outside: not confirmed.
-    "covered by more than alpha": ("#" * 19 + ".....", "." * 17 + "####...", 1, 1, 1, 0),
-    # 7 of 10 outside is beta exactly, and still good. The other way 3 of 10, 1 of 4 outside.
-    "outside by beta exactly": ("####........", ".##########.", 1, 1, 1, 1),
-    # 8 of 11 outside.
-    "outside by more than beta": ("####........", ".###########", 1, 1, 0, 1),
-    "one lesion split in two": ("##########", "####..####", 1, 2, 1, 2),
-    "two lesions merged into one": ("####..####", "##########", 2, 1, 2, 1),
-    # 20 of 28 lie outside both: neither is detected, but the prediction is confirmed: 8 of 28 is
-    # more than alpha, and the two references lie inside.
-    "two lesions merged over a wide gap": ("####" + "." * 20 + "####", "#" * 28, 2, 1, 0, 1),
-    # 17 of 20 are covered. The first explains 13/17 = .76, more than gamma: the second, 16 of 20
-    # outside, is never looked at.
-    "gamma is reached by the first": (
-        "." * 16 + "#" * 20,
-        "#" * 20 + "..." + "#" * 13,
-        1,
-        2,
-        1,
-        2,
-    ),
-    # 14 of 20 are covered. The first explains 8/14 = .57, so the second, 24 of 30 outside, counts.
-    "gamma is not reached by the first": (
-        "." * 24 + "#" * 20,
-        "#" * 30 + "......" + "#" * 8,
-        1,
-        2,
-        0,
-        2,
-    ),
-    # 21 of 30 are covered by 6 + 6 + 5 + 4. The first two explain 12/21 = .57, less than gamma,
-    # and the third lies 15 of 20 outside, more than beta. But Anima looks at no more lesions than
-    # the other side has labels, background included: here 2. So the lesion is detected.
-    "anima looks at as many lesions as there are labels": (
-        "." * 15 + "#" * 30,
-        "#" * 20 + ".." + "#" * 6 + ".." + "#" * 6 + "....." + "####",
-        1,
-        4,
-        1,
-        4,
-    ),
-    # Two of three lesions found, one of three predictions false.
-    "a patient": (
-        "#####...#####...#####......",
-        ".####....####..........####",
-        3,
-        3,
-        2,
-        2,
-    ),
-}
-
-
-@pytest.mark.parametrize("name", ANIMA)
-def test_lesions_are_counted_as_anima_counts(name: str) -> None:
-    reference, prediction, *counts = ANIMA[name]
-    assert len(str(reference)) >= len(str(prediction))
-    first, second = row(str(reference)), row(str(prediction).ljust(len(str(reference)), "."))
-    result = compare_lesions(first, second, MM)
-    assert [
-        result.reference_count,
-        result.prediction_count,
-        result.detected_count,
-        result.confirmed_count,
-    ] == counts
-    turned = compare_lesions(second, first, MM)
-    assert [turned.detected_count, turned.confirmed_count] == [counts[3], counts[2]]
-
-
-def test_lesions_that_touch_at_a_corner_are_two() -> None:
-    mask = np.zeros((1, 4, 4), bool)
-    mask[0, :2, :2] = mask[0, 2:, 2:] = True
-    assert compare_lesions(mask, mask, MM).reference_count == 2
-
-
-@pytest.mark.parametrize(("voxels", "lesions"), [(2, 0), (3, 1)])
-def test_the_smallest_lesion_depends_on_the_voxel(voxels: int, lesions: int) -> None:
-    # 6.5 x 0.43 x 0.43 mm is 1.2 mm3: three voxels are more than 3 mm3, two are less.
-    mask = np.zeros((1, 1, 9), bool)
-    mask[0, 0, :voxels] = True
-    assert compare_lesions(mask, mask, (6.5, 0.43, 0.43)).reference_count == lesions
-
-
-def test_lesion_f1_is_the_harmonic_mean() -> None:
-    result = compare_lesions(row("####.####.####"), row("####.........."), MM)
-    assert result.sensitivity == pytest.approx(1 / 3)
-    assert result.ppv == 1.0
-    assert result.f1 == pytest.approx(2 * (1 / 3) / (4 / 3))
+from training.slice_metrics import SliceCounts
 
 
 def test_overlap_is_counted_in_voxels() -> None:
@@ -156,48 +35,6 @@ def test_volumes_are_in_millilitres() -> None:
     assert result.volume_prediction_ml == pytest.approx(4 * 6.5 * 0.5 * 0.25 / 1000)
 
 
-@pytest.mark.parametrize(
-    ("voxel", "distance_mm"),
-    [
-        ((1, 0, 0), 6.5),
-        ((0, 1, 0), 0.5),
-        ((0, 0, 1), 0.25),
-        ((0, 3, 8), np.hypot(1.5, 2.0)),
-        ((0, 0, 0), 0.0),
-    ],
-)
-def test_hd95_is_in_mm_along_every_axis(voxel: tuple[int, int, int], distance_mm: float) -> None:
-    first, second = np.zeros((2, 2, 5, 9), bool)
-    first[0, 0, 0] = True
-    second[voxel] = True
-    assert hd95_mm(first, second, (6.5, 0.5, 0.25)) == pytest.approx(distance_mm)
-
-
-def test_hd95_is_the_percentile_of_the_worse_direction() -> None:
-    # Every voxel of a one-voxel-wide row is surface. From the reference to the prediction all is
-    # 0; from the prediction, 20 voxels are at 0 and one is at 10 mm: with the linear percentile,
-    # position 0.95 x 20 = 19 of 0..20 is the last 0.
-    first = row("#" * 20 + "." * 10)
-    second = first.copy()
-    second[0, 0, 29] = True
-    assert hd95_mm(first, second, MM) == 0.0
-    # Two voxels at 9 and 10 mm of 22: position 0.95 x 21 = 19.95 lies between 0 and 9.
-    second[0, 0, 28] = True
-    assert hd95_mm(first, second, MM) == pytest.approx(0.95 * 9)
-    assert hd95_mm(second, first, MM) == pytest.approx(0.95 * 9)
-
-
-def test_hd95_is_between_surfaces_not_between_volumes() -> None:
-    # A hollow cube in a full one: the surfaces of both are alike, whatever is inside.
-    full = np.zeros((9, 9, 9), bool)
-    full[1:8, 1:8, 1:8] = True
-    smaller = np.zeros_like(full)
-    smaller[2:7, 2:7, 2:7] = True
-    # From the middle of a face of the full cube 1 mm, from its edges sqrt 2, its corners sqrt 3.
-    # 218 surface voxels: 150 in faces, 60 on edges, 8 corners; the 95th percentile is an edge's.
-    assert hd95_mm(full, smaller, MM) == pytest.approx(np.sqrt(2))
-
-
 def empty() -> np.ndarray:
     return row("........")
 
@@ -206,58 +43,162 @@ def some() -> np.ndarray:
     return row("..####..")
 
 
-def overlap_of(result: PairMetrics) -> list[float | None]:
-    return [
-        result.dsc,
-        result.iou,
-        result.sensitivity,
-        result.ppv,
-        result.hd95_mm,
-        result.lesion.f1,
-        result.lesion.sensitivity,
-        result.lesion.ppv,
-    ]
+def test_a_volume_error_is_signed_and_in_percent_of_the_reference() -> None:
+    error = compare(row("#####..."), row("..####.."), grid((1, 1, 8), (6.5, 0.5, 0.25))).volume
+    assert error.signed_ml == pytest.approx(-1 * 6.5 * 0.5 * 0.25 / 1000)
+    assert error.signed_percent == pytest.approx(-20)
+    assert error.as_json()["absolute_percent"] == pytest.approx(20)
+    assert error.as_json()["absolute_ml"] == pytest.approx(6.5 * 0.5 * 0.25 / 1000)
 
 
-def test_two_empty_masks_have_no_dice() -> None:
-    assert overlap_of(compare(empty(), empty(), grid((1, 1, 8)))) == [None] * 8
+def figures_of(result: PairMetrics) -> dict[str, float | None]:
+    met = result.any_overlap.all_sizes
+    return {
+        "dsc": result.dsc,
+        "iou": result.iou,
+        "sensitivity": result.sensitivity,
+        "ppv": result.ppv,
+        "hd95_mm": result.hd95_mm,
+        "nsd": result.nsd,
+        "nsd_in_plane": result.nsd_in_plane,
+        "error_ml": result.volume.signed_ml,
+        "error_percent": result.volume.signed_percent,
+        "lesion_f1": result.lesion.f1,
+        "lesion_sensitivity": result.lesion.sensitivity,
+        "lesion_ppv": result.lesion.ppv,
+        "recall": met.recall,
+        "false_share": met.false_share,
+        "false_ml": met.false_volume_ml,
+    }
+
+
+# The columns of the table in `training/metrics.py`, from 8 voxels of 1 mm3.
+BOTH_EMPTY = dict.fromkeys(figures_of(compare(empty(), empty(), grid((1, 1, 8))))) | {
+    "error_ml": 0,
+    "false_ml": 0,
+}
+REFERENCE_EMPTY = BOTH_EMPTY | {
+    "dsc": 0,
+    "iou": 0,
+    "ppv": 0,
+    "nsd": 0,
+    "nsd_in_plane": 0,
+    "error_ml": 0.004,
+    "lesion_f1": 0,
+    "lesion_ppv": 0,
+    "false_share": 1,
+    "false_ml": 0.004,
+}
+PREDICTION_EMPTY = BOTH_EMPTY | {
+    "dsc": 0,
+    "iou": 0,
+    "sensitivity": 0,
+    "nsd": 0,
+    "nsd_in_plane": 0,
+    "error_ml": -0.004,
+    "error_percent": -100,
+    "lesion_f1": 0,
+    "lesion_sensitivity": 0,
+    "recall": 0,
+}
+
+
+def test_of_two_empty_masks_nothing_is_defined_but_volumes() -> None:
+    result = compare(empty(), empty(), grid((1, 1, 8)))
+    assert figures_of(result) == BOTH_EMPTY
+    assert result.slices == SliceCounts(tp=0, fn=0, tn=1, fp=0)
 
 
 def test_a_prediction_where_there_is_nothing_has_dice_0_and_no_sensitivity() -> None:
     result = compare(empty(), some(), grid((1, 1, 8)))
-    assert overlap_of(result) == [0, 0, None, 0, None, 0, None, 0]
+    assert figures_of(result) == pytest.approx(REFERENCE_EMPTY)
     assert result.lesion.as_json()["false_count"] == 1
+    assert result.slices == SliceCounts(tp=0, fn=0, tn=0, fp=1)
 
 
 def test_no_prediction_where_there_is_something_has_dice_0_and_no_ppv() -> None:
     result = compare(some(), empty(), grid((1, 1, 8)))
-    assert overlap_of(result) == [0, 0, 0, None, None, 0, 0, None]
+    assert figures_of(result) == pytest.approx(PREDICTION_EMPTY)
     assert result.lesion.as_json()["missed_count"] == 1
+    assert result.slices == SliceCounts(tp=0, fn=1, tn=0, fp=0)
 
 
 def test_masks_without_a_common_voxel_have_a_distance() -> None:
     result = compare(row("####......"), row("......####"), grid((1, 1, 10)))
-    assert overlap_of(result)[:4] == [0, 0, 0, 0]
-    assert result.lesion.f1 == 0
-    # Distances 6, 5, 4, 3 mm: position 0.95 x 3 = 2.85.
-    assert result.hd95_mm == pytest.approx(5.85)
+    assert figures_of(result) == pytest.approx(
+        BOTH_EMPTY
+        | dict.fromkeys(("dsc", "iou", "sensitivity", "ppv", "nsd", "nsd_in_plane"), 0)
+        | dict.fromkeys(("lesion_f1", "lesion_sensitivity", "lesion_ppv", "recall"), 0)
+        # Distances 6, 5, 4, 3 mm: position 0.95 x 3 = 2.85.
+        | {"hd95_mm": 5.85, "error_percent": 0, "false_share": 1, "false_ml": 0.004}
+    )
+
+
+def test_masks_side_by_side_agree_within_a_tolerance_without_a_common_voxel() -> None:
+    # Distances 4, 3, 2, 1 mm either way: one of four within 1 mm, two within 2 mm.
+    touching = row("####...."), row("....####")
+    result = compare(*touching, grid((1, 1, 8)))
+    assert (result.dsc, result.nsd) == (0, 1 / 4)
+    assert compare(*touching, grid((1, 1, 8)), nsd_tolerance_mm=2).nsd == 2 / 4
+
+
+def test_a_lesion_of_3_mm3_is_nothing_to_anima_and_a_lesion_to_any_overlap() -> None:
+    result = compare(row("###....."), row("###....."), grid((1, 1, 8)))
+    assert (result.dsc, result.lesion.f1, result.any_overlap.all_sizes.recall) == (1, None, 1)
 
 
 masks = arrays(bool, (3, 4, 5))
+SPACING_MM = (3.0, 1.0, 0.5)
 
 
 @settings(max_examples=60, deadline=None)
 @given(masks, masks)
-def test_dice_iou_and_hd95_are_symmetric_and_ppv_is_sensitivity_turned(
+def test_dice_iou_hd95_and_nsd_are_symmetric_and_ppv_is_sensitivity_turned(
     first: np.ndarray, second: np.ndarray
 ) -> None:
-    there = compare(first, second, grid((3, 4, 5), (3.0, 1.0, 0.5)))
-    back = compare(second, first, grid((3, 4, 5), (3.0, 1.0, 0.5)))
+    there = compare(first, second, grid((3, 4, 5), SPACING_MM))
+    back = compare(second, first, grid((3, 4, 5), SPACING_MM))
     assert (there.dsc, there.iou, there.hd95_mm) == (back.dsc, back.iou, back.hd95_mm)
+    assert (there.nsd, there.nsd_in_plane) == (back.nsd, back.nsd_in_plane)
     assert (there.ppv, there.sensitivity) == (back.sensitivity, back.ppv)
     assert (there.lesion.ppv, there.lesion.f1) == (back.lesion.sensitivity, back.lesion.f1)
+    assert there.volume.signed_ml == -back.volume.signed_ml
+    assert there.any_overlap.prediction == back.any_overlap.reference
     if there.dsc is not None and there.iou is not None:
         assert there.dsc == pytest.approx(2 * there.iou / (1 + there.iou))
+
+
+@settings(max_examples=60, deadline=None)
+@given(masks, masks, st.sets(st.sampled_from([0, 1, 2])))
+def test_nothing_changes_when_both_masks_are_flipped(
+    first: np.ndarray, second: np.ndarray, axes: set[int]
+) -> None:
+    # Anima's detection is left out: between equal overlaps it takes the lesion that comes first.
+    there = compare(first, second, grid((3, 4, 5), SPACING_MM))
+    flipped = compare(
+        np.flip(first, tuple(axes)), np.flip(second, tuple(axes)), grid((3, 4, 5), SPACING_MM)
+    )
+    left_out = dict.fromkeys(("lesion_f1", "lesion_sensitivity", "lesion_ppv"))
+    assert figures_of(there) | left_out == pytest.approx(figures_of(flipped) | left_out)
+    assert there.slices == flipped.slices
+    assert there.lesion.reference_count == flipped.lesion.reference_count
+    assert sorted(there.any_overlap.reference, key=str) == sorted(
+        flipped.any_overlap.reference, key=str
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(masks, masks, st.tuples(*[st.tuples(st.integers(0, 2), st.integers(0, 2))] * 3))
+def test_nothing_changes_when_background_is_put_around_both_masks(
+    first: np.ndarray, second: np.ndarray, margins: tuple[tuple[int, int], ...]
+) -> None:
+    there = compare(first, second, grid((3, 4, 5), SPACING_MM))
+    larger = np.pad(first, margins), np.pad(second, margins)
+    padded = compare(*larger, grid(larger[0].shape, SPACING_MM))
+    assert figures_of(there) == pytest.approx(figures_of(padded))
+    assert (there.lesion, there.any_overlap) == (padded.lesion, padded.any_overlap)
+    empty_slices = sum(margins[0])
+    assert there.slices + SliceCounts(0, 0, empty_slices, 0) == padded.slices
 
 
 def write(path: Path, array: np.ndarray, where: Grid) -> Path:
@@ -295,12 +236,25 @@ def test_the_command_prints_what_it_promises(
 
     assert call(str(reference), str(prediction), "--json") == 0
     printed = json.loads(capsys.readouterr().out)
+    one_lesion = {
+        "recall": 1.0,
+        "false_share": 0.0,
+        "reference_count": 1,
+        "found_count": 1,
+        "prediction_count": 1,
+        "false_count": 0,
+        "false_volume_ml": 0,
+    }
+    no_lesion = dict.fromkeys(one_lesion, 0) | {"recall": None, "false_share": None}
     assert printed == {
         "dsc": 1.0,
         "iou": 1.0,
         "ppv": 1.0,
         "sensitivity": 1.0,
         "hd95_mm": 0.0,
+        "nsd": 1.0,
+        "nsd_in_plane": 1.0,
+        "nsd_tolerance_mm": 1.0,
         "volume_reference_ml": pytest.approx(0.00375),
         "volume_prediction_ml": pytest.approx(0.00375),
         "lesion": {
@@ -314,6 +268,19 @@ def test_the_command_prints_what_it_promises(
             "confirmed_count": 1,
             "false_count": 0,
         },
+        "volume_error": {"ml": 0.0, "absolute_ml": 0.0, "percent": 0.0, "absolute_percent": 0.0},
+        "any_overlap": one_lesion
+        | {
+            "strata_mm3": {
+                "<10": one_lesion,
+                "10-50": no_lesion,
+                "50-100": no_lesion,
+                "100-500": no_lesion,
+                ">500": no_lesion,
+            }
+        },
+        "isbi_parts": {"dsc": 1.0, "ppv": 1.0, "lfpr": 0.0, "ltpr": 1.0},
+        "slices": {"rule": "overlap", "tau": 0.1, "tp": 1, "fn": 0, "tn": 1, "fp": 0},
     }
 
     assert call(str(reference), str(prediction)) == 0
