@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import JsonValue
 
 from training.metrics_command import register_metrics
+from training.validate_command import register_validate
 
 if TYPE_CHECKING:
     from training.starter import Recipe  # torch: not for `flairnode --help`
@@ -28,6 +29,7 @@ def register(subparsers: Any) -> None:  # noqa: ANN401  # argparse names no publ
     train = subparsers.add_parser("train", help="train models", description="Train models.")
     _register_starter(train.add_subparsers(title="commands", dest="train_command", required=True))
     register_metrics(subparsers)
+    register_validate(subparsers)
 
 
 def _register_starter(subparsers: Any) -> None:  # noqa: ANN401
