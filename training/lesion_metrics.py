@@ -17,7 +17,7 @@ The edge cases of every figure stand in one table: `training/metrics.py`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -239,6 +239,10 @@ class IsbiScore:
     correlation: float | None
     n: int
     """Cases given. A part is the mean of the cases where it is defined."""
+
+    def as_json(self) -> dict[str, JsonValue]:
+        """The score, its parts and n."""
+        return asdict(self)
 
 
 def isbi_score(cases: Sequence[IsbiParts]) -> IsbiScore:

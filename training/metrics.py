@@ -213,18 +213,27 @@ def compare_files(reference: Path, prediction: Path) -> PairMetrics:
     """
     reference_mask, grid = read_mask(reference)
     prediction_mask, other = read_mask(prediction)
-    if grid.shape != other.shape:
+    refuse_other_grid(grid, other)
+    return compare(reference_mask, prediction_mask, grid)
+
+
+def refuse_other_grid(reference: Grid, other: Grid) -> None:
+    """Refuse what does not lie where the reference lies.
+
+    Raises:
+        GridMismatchError: Another number of voxels, or another place.
+    """
+    if reference.shape != other.shape:
         raise GridMismatchError(
-            f"the reference has {grid.shape} voxels (slices, rows, columns), the prediction "
+            f"the reference has {reference.shape} voxels (slices, rows, columns), the other "
             f"{other.shape}: resample one to the other first"
         )
-    apart_mm = _farthest_corner_mm(grid, other)
+    apart_mm = _farthest_corner_mm(reference, other)
     if apart_mm > SAME_PLACE_MM:
         raise GridMismatchError(
             f"the corners of the two grids lie up to {apart_mm:.2f} mm apart: resample one to the "
             "other first"
         )
-    return compare(reference_mask, prediction_mask, grid)
 
 
 def read_mask(path: Path) -> tuple[Mask, Grid]:

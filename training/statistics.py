@@ -196,7 +196,7 @@ def cluster_bootstrap(
     drawn: list[float | None] = []
     if count >= SMALLEST_COHORT and value is not None:
         random = np.random.default_rng(seed)
-        drawn = [of(random.integers(0, count, count).tolist()) for _ in range(draws)]
+        drawn = [of(chosen) for chosen in random.integers(0, count, (draws, count)).tolist()]
     defined = np.array([one for one in drawn if one is not None])
     undefined = len(drawn) - len(defined)
     percentile = bca = None

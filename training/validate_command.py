@@ -5,7 +5,17 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dicom.errors import Outcome
+
+if TYPE_CHECKING:
+    from config.settings import Settings
+    from training.validate import Model, Row
+
+DEFAULT_SEED = 20250101  # any number: what matters is that it is written down
+EXIT_DONE, EXIT_REFUSED = 0, 3
 
 
 def register_validate(subparsers: Any) -> None:  # noqa: ANN401  # argparse names no public type
@@ -16,7 +26,30 @@ def register_validate(subparsers: Any) -> None:  # noqa: ANN401  # argparse name
         description="Measure how well a model does.",
     )
     commands = validate.add_subparsers(title="commands", dest="validate_command", required=True)
+    _register_run(commands)
     _register_paper(commands)
+
+
+def _register_run(subparsers: Any) -> None:  # noqa: ANN401
+    run = subparsers.add_parser(
+        "run",
+        help="measure every case of a folder against its reference",
+        description="CASES holds a folder for each case, with reference.nii.gz and either "
+        "prediction.nii.gz or, with --model, flair.nii.gz (and brain.nii.gz where it came "
+        "stripped). CASES/patients.csv (case,patient) says which cases are of one patient. Writes "
+        "DIR/cases/NAME.json for each case and DIR/summary.json, and goes on where it was stopped. "
+        "Exit 0 when every case was analysed, 3 when one was not (its reason is in its file).",
+    )
+    run.add_argument("cases", type=Path, metavar="CASES")
+    run.add_argument("--output", type=Path, required=True, metavar="DIR")
+    run.add_argument("--model", help="model pack, a name or a folder: segment flair.nii.gz")
+    run.add_argument("--config", type=Path, help="settings of a site (TOML), with --model")
+    run.add_argument("--seed", type=int, default=DEFAULT_SEED, help="of every draw (%(default)s)")
+    run.add_argument(
+        "--nsd-tolerance-mm", type=float, default=1.0, metavar="MM", help="(%(default)s)"
+    )
+    run.add_argument("--json", action="store_true", help="print the summary as one JSON object")
+    run.set_defaults(run=run_cases)
 
 
 def _register_paper(subparsers: Any) -> None:  # noqa: ANN401
@@ -38,3 +71,64 @@ def run_paper(arguments: argparse.Namespace) -> int:
     text = json.dumps(as_json()) if arguments.json else in_words()
     sys.stdout.write(f"{text}\n")
     return 0
+
+
+def run_cases(arguments: argparse.Namespace) -> int:
+    """Measure what has no row yet, summarise, and print."""
+    from training.summary import in_words, summarise
+    from training.validate import read_cases, run, write_whole
+
+    cases = read_cases(arguments.cases)
+    model = None
+    if arguments.model is not None:
+        from config.loader import load_settings
+
+        model = _load(arguments.model, load_settings(arguments.config))
+    rows = run(
+        cases,
+        arguments.output,
+        model,
+        nsd_tolerance_mm=arguments.nsd_tolerance_mm,
+        on_row=_say,
+    )
+    summary = summarise(rows, seed=arguments.seed)
+    summary["model"] = None if model is None else dict(model.identity)
+    write_whole(arguments.output / "summary.json", summary)
+    text = json.dumps(summary) if arguments.json else in_words(summary)
+    sys.stdout.write(f"{text}\n")
+    return EXIT_DONE if all(row["outcome"] == Outcome.ANALYSED for row in rows) else EXIT_REFUSED
+
+
+def _load(name: str, settings: Settings) -> Model:
+    """A pack as the node of these settings would run it."""
+    from pipeline.ensemble import Ensemble
+    from pipeline.model_pack import find_pack, load_pack
+    from training.validate import Model
+
+    pack = load_pack(find_pack(name, folders=(settings.node.packs_dir,)))
+    ensemble = Ensemble.load(
+        pack,
+        device=settings.pipeline.device,
+        mirroring=settings.pipeline.mirroring,
+        threads=settings.pipeline.threads,
+    )
+    return Model(
+        ensemble,
+        pack.manifest,
+        {
+            "name": pack.name,
+            "version": pack.version,
+            "digest": pack.digest,
+            "settings": ensemble.settings(),
+        },
+    )
+
+
+def _say(row: Row, *, kept: bool) -> None:
+    end = (
+        row["outcome"]
+        if row["outcome"] == Outcome.ANALYSED
+        else (f"{row['outcome']}: {row['reason']}: {row['explanation']}")
+    )
+    sys.stderr.write(f"{row['case']}: {end}{' (from an earlier run)' if kept else ''}\n")
+    sys.stderr.flush()
