@@ -410,12 +410,10 @@ def _agreement(
         return Estimate(value, value, value, subjects)
     a = raters * value
     b = subjects * (1 + (raters - 1) * value) - raters * value
-    freedom = (
-        (raters - 1)
-        * (subjects - 1)
-        * (a * of_raters + b * error) ** 2
-        / ((subjects - 1) * (a * of_raters) ** 2 + (b * error) ** 2)
-    )
+    spread = (subjects - 1) * (a * of_raters) ** 2 + (b * error) ** 2
+    if spread == 0:
+        return Estimate(value, None, None, subjects)  # no degrees of freedom to approximate
+    freedom = (raters - 1) * (subjects - 1) * (a * of_raters + b * error) ** 2 / spread
     share = (1 + confidence) / 2
     upper = float(fdtri(subjects - 1, freedom, share))
     lower = float(fdtri(freedom, subjects - 1, share))

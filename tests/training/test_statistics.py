@@ -7,7 +7,7 @@ import random
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -250,8 +250,9 @@ def test_icc_of_one_subject_or_of_equal_subjects_is_not_defined(ratings: list[li
     assert (result.agreement, result.consistency) == (nothing, nothing)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=6))
+@example([(1, 5), (4, 2), (4, 2)])  # equal means of subjects and of raters: no interval
 def test_agreement_is_a_number_or_none_and_never_nan(pairs: list[tuple[int, int]]) -> None:
     first, second = [float(a) for a, _ in pairs], [float(b) for _, b in pairs]
     for printed in (
