@@ -96,8 +96,40 @@ def build_probability_map(
             specific_character_set=UTF_8,
         )
         built.BodyPartExamined = "BRAIN"
+        built.ContentCreatorName = None  # type 2
+        # highdicom writes no Frame Anatomy; dcmqi 1.5.7 dies of that.
+        built.SharedFunctionalGroupsSequence[0].FrameAnatomySequence = [_anatomy()]
+        _order_frames(built, probability, grid)
         # highdicom draws a random one.
         organization = UID(content.dimension_organization_uid)
         for item in (*built.DimensionOrganizationSequence, *built.DimensionIndexSequence):
             item.DimensionOrganizationUID = organization
         return dated_bytes(built, identity)
+
+
+def _order_frames(built: Dataset, probability: Probability, grid: Grid) -> None:
+    """Put the frames in the order of the slices, along the normal.
+
+    highdicom orders them against it. By their positions both are the same stack, but dcmqi 1.5.7
+    goes by the order of frames alone, and would stand the map on its head.
+    """
+    along = grid.affine[:3, 0]
+
+    def place(group: Dataset) -> float:
+        position = group.PlanePositionSequence[0].ImagePositionPatient
+        return float(np.dot(along, np.array(position, float)))
+
+    frames = sorted(built.PerFrameFunctionalGroupsSequence, key=place)
+    for number, group in enumerate(frames, start=1):
+        group.FrameContentSequence[0].DimensionIndexValues = number
+    built.PerFrameFunctionalGroupsSequence = frames
+    built.FloatPixelData = probability.astype("<f4").tobytes()
+
+
+def _anatomy() -> Dataset:
+    region, anatomy = Dataset(), Dataset()
+    region.CodeValue, region.CodeMeaning = codes.BRAIN.value, codes.BRAIN.meaning
+    region.CodingSchemeDesignator = codes.BRAIN.scheme_designator
+    anatomy.FrameLaterality = "U"
+    anatomy.AnatomicRegionSequence = [region]
+    return anatomy

@@ -110,31 +110,31 @@ def draw_key_images(analysis: Analysis, writing: Writing) -> tuple[Capture, ...]
 def draw_key_slices(analysis: Analysis, image_names: Sequence[str]) -> tuple[KeyPicture, ...]:
     """Three slices for a document, each with a line that says what it shows.
 
-    Those of the key images; where these are fewer, more of the largest lesion areas, or without any
-    lesion some of the middle of the brain.
+    Those of the key images, then of further lesions by size; without any lesion some from the
+    middle of the brain.
     """
     view = view_of(analysis.volume, analysis.brain.mask, analysis.lesions.labels)
-    shown = {choice.slice_index: choice for choice in choose(analysis.findings)}
-    areas = (analysis.lesions.labels > 0).sum(axis=(1, 2))
-    further = [int(index) for index in np.argsort(-areas, kind="stable") if areas[index]]
-    if not further:
+    choices = {choice.slice_index: choice for choice in choose(analysis.findings)}
+    for lesion in analysis.findings.lesions:
+        further = Choice(lesion.largest_slice, f"Lesion {lesion.label}", (lesion.label,))
+        choices.setdefault(further.slice_index, further)
+    if not choices:
         present = np.flatnonzero(analysis.brain.mask.any(axis=(1, 2)))
-        further = [int(present[len(present) * part // 8]) for part in (3, 4, 6)]
-    indices = list(dict.fromkeys([*shown, *further]))[:IN_DOCUMENT]
+        middle = dict.fromkeys(int(present[len(present) * part // 8]) for part in (3, 4, 6))
+        choices = {index: Choice(index, "", ()) for index in middle}
     pictures = []
-    for index in indices:
-        focus = shown[index].focus if index in shown else ()
+    for choice in list(choices.values())[:IN_DOCUMENT]:
         pixels = draw_slice(
             analysis.volume,
             analysis.lesions.labels,
-            index,
+            choice.slice_index,
             view,
             DOCUMENT_ROOM,
             letters=18,
-            focus=focus,
+            focus=choice.focus,
         )
-        title = f"{shown[index].title}. " if index in shown else ""
-        pictures.append(KeyPicture(pixels, f"{title}Image {image_names[index]}."))
+        title = f"{choice.title}. " if choice.title else ""
+        pictures.append(KeyPicture(pixels, f"{title}Image {image_names[choice.slice_index]}."))
     return tuple(pictures)
 
 

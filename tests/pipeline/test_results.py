@@ -39,7 +39,8 @@ def results_of(series: Series, **changes: Any) -> tuple[ResultObject, ...]:  # n
     quality = changes.pop("quality", None)
     analysis = analysed(series, labels, quality) if quality else analysed(series, labels)
     settings = changes.pop("settings", SETTINGS)
-    return build_results(series, analysis, changes.pop("pack", pack()), settings)
+    kinds = changes.pop("kinds", ())  # Segmentation and report are always there
+    return build_results(series, analysis, changes.pop("pack", pack()), settings, kinds)
 
 
 def summary(result: ResultObject) -> list[str]:
@@ -203,7 +204,7 @@ def test_a_supplied_brain_mask_is_named_as_such(make_flair_series: Make) -> None
     series = make_flair_series().series
     analysis = analysed(series, three_lesions())
     supplied = BrainMask(analysis.brain.mask, analysis.brain.grid, "supplied", "")
-    report = build_results(series, replace(analysis, brain=supplied), pack(), SETTINGS)[-1]
+    report = build_results(series, replace(analysis, brain=supplied), pack(), SETTINGS, ())[-1]
     assert any(words.startswith("Brain mask: supplied") for words in summary(report))
 
 
