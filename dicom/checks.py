@@ -211,9 +211,9 @@ def check_key_image(image: Dataset, sources: Sequence[Dataset], capture: Capture
     _require(image.BurnedInAnnotation == "YES", "a picture does not say what is burned in")
     for keyword in ("FrameOfReferenceUID", "PixelSpacing", "ImagePositionPatient"):
         _require(keyword not in image, f"a picture has {keyword}: a viewer would measure on it")
-    named = [str(one.ReferencedSOPInstanceUID) for one in image.SourceImageSequence]
-    shown = [str(sources[index].SOPInstanceUID) for index in capture.slices]
-    _require(named == list(dict.fromkeys(shown)), "a picture names other images than it shows")
+    named = _slices_named(image.SourceImageSequence)
+    shown = _slices_of(sources[index] for index in capture.slices)
+    _require(named == shown, "a picture names other images than it shows")
     form = (image.Rows, image.Columns, image.SamplesPerPixel)
     plain = (image.PhotometricInterpretation, image.BitsAllocated, image.PlanarConfiguration)
     _require(plain == ("RGB", 8, 0), "a picture is not in 8-bit RGB, pixel by pixel")
@@ -283,7 +283,8 @@ def check_probability_map(
     groups = parametric_map.PerFrameFunctionalGroupsSequence
     for pixels, group in zip(frames, groups, strict=True):
         index = _slice_of(group, positions)
-        if _image_of(group) != str(sources[index].SOPInstanceUID):
+        derivation = _only(group.get("DerivationImageSequence"), "DerivationImageSequence")
+        if _slices_named(derivation.SourceImageSequence) != _slices_of([sources[index]]):
             _fail(f"a frame of the map on slice {index} names another image")
         if not np.array_equal(pixels, probability[index]):
             _fail(f"the map differs from the probabilities on slice {index}")
@@ -466,6 +467,23 @@ def _check_quantities(group: Dataset, expected: Sequence[Quantity], what: str) -
     for key, (value, unit_code) in wanted.items():
         if found[key][1] != unit_code or not np.isclose(found[key][0], value, rtol=_ROUND_TRIP):
             _fail(f"{key[0][1]} of {what} is {found[key][0]}, measured anew {value}")
+
+
+# --- key images --------------------------------------------------------------------------------
+
+
+def _slices_of(sources: Iterable[Dataset]) -> set[tuple[str, str]]:
+    """Object and frame of every slice; the frame is "" where an object holds no other."""
+    return {(str(one.SOPInstanceUID), str(one.get("ReferencedFrameNumber", ""))) for one in sources}
+
+
+def _slices_named(items: Iterable[Dataset]) -> set[tuple[str, str]]:
+    named = set()
+    for item in items:
+        numbers = item.get("ReferencedFrameNumber", "")
+        several = [numbers] if isinstance(numbers, int | str) else numbers
+        named |= {(str(item.ReferencedSOPInstanceUID), str(number)) for number in several}
+    return named
 
 
 # --- PDF ---------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from pydicom.uid import EncapsulatedPDFStorage
 
 from dicom import codes
 from dicom.part10 import part10_bytes
-from dicom.result_header import image_references, result_header
+from dicom.result_header import object_references, result_header
 from dicom.seg import ObjectIdentity, building
 
 MIME_TYPE = "application/pdf"
@@ -50,7 +50,7 @@ def build_encapsulated_pdf(
         name.CodingSchemeDesignator = codes.IMAGING_MEASUREMENT_REPORT.scheme_designator
         name.CodeMeaning = codes.IMAGING_MEASUREMENT_REPORT.meaning
         document.ConceptNameCodeSequence = [name]
-        document.SourceInstanceSequence = image_references(
+        document.SourceInstanceSequence = object_references(
             [*sources, *([seg] if seg is not None else [])]
         )
         document.MIMETypeOfEncapsulatedDocument = MIME_TYPE

@@ -8,6 +8,7 @@ have, and it has no encapsulated PDF.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable, Sequence
 
 from pydicom.dataset import Dataset
 
@@ -43,12 +44,31 @@ def result_header(source: Dataset, identity: ObjectIdentity, sop_class_uid: str)
     return header
 
 
-def image_references(sources: list[Dataset]) -> list[Dataset]:
-    """Items that name images, each once, in the order given."""
+def object_references(objects: Iterable[Dataset]) -> list[Dataset]:
+    """Items that name objects, each once, in the order given."""
     items: dict[str, Dataset] = {}
-    for source in sources:
+    for one in objects:
         item = Dataset()
-        item.ReferencedSOPClassUID = source.SOPClassUID
-        item.ReferencedSOPInstanceUID = source.SOPInstanceUID
-        items.setdefault(str(source.SOPInstanceUID), item)
+        item.ReferencedSOPClassUID = one.SOPClassUID
+        item.ReferencedSOPInstanceUID = one.SOPInstanceUID
+        items.setdefault(str(one.SOPInstanceUID), item)
     return list(items.values())
+
+
+def image_references(sources: Sequence[Dataset]) -> list[Dataset]:
+    """The same for slices: where one is a frame of an object, its number is named too.
+
+    Args:
+        sources: `identity.normalised_header` of the slices.
+    """
+    items = object_references(sources)
+    for item in items:
+        numbers = [
+            int(source.ReferencedFrameNumber)
+            for source in sources
+            if source.SOPInstanceUID == item.ReferencedSOPInstanceUID
+            and source.get("ReferencedFrameNumber") is not None
+        ]
+        if numbers:
+            item.ReferencedFrameNumber = numbers
+    return items

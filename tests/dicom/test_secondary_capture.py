@@ -62,6 +62,19 @@ def test_it_names_the_images_it_shows(sources: tuple[Dataset, ...]) -> None:
     assert named == [sources[2].SOPInstanceUID, sources[4].SOPInstanceUID]
 
 
+def test_frames_of_one_object_are_named_by_their_numbers(sources: tuple[Dataset, ...]) -> None:
+    frames = copy.deepcopy(sources)
+    for number, source in enumerate(frames, start=11):
+        source.SOPInstanceUID = "1.2.3"
+        source.ReferencedFrameNumber = number
+    image = built(frames)
+    (only,) = image.SourceImageSequence
+    assert only.ReferencedFrameNumber == [13, 15]
+    check_key_image(image, frames, CAPTURE)
+    with pytest.raises(ResultCheckError, match="other images"):
+        check_key_image(image, frames, replace(CAPTURE, slices=(2, 3)))
+
+
 def test_what_was_lost_in_a_source_image_stays_said(make_flair_series: Make) -> None:
     lossy = {"LossyImageCompression": "01", "LossyImageCompressionRatio": "12.5"}
     of_lossy = sources_of(make_flair_series(per_slice={4: lossy}))
