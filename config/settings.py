@@ -61,8 +61,9 @@ class Destination(Section):
     """Where results go: a peer, and what it takes."""
 
     peer: str
-    kinds: tuple[ResultKind, ...] = DEFAULT_KINDS
-    """A PACS that refuses one kind is sent the others. `probability` only if it is named here."""
+    kinds: tuple[ResultKind, ...] = (*DEFAULT_KINDS, "note")
+    """Leave out what a PACS refuses: a refused object holds the delivery until somebody looks.
+    `probability` is sent only if it is named here."""
     research: bool = False
     """A pack of status `research` is sent only to destinations that say so."""
     confirm: Literal["query", "none"] = "query"

@@ -24,7 +24,7 @@ def site(*kinds: Any) -> Settings:  # noqa: ANN401  # wrong ones too
 
 
 def test_a_destination_takes_what_any_viewer_shows_unless_it_says_otherwise() -> None:
-    assert Destination(peer="archive").kinds == ("seg", "sr", "key-image", "pdf")
+    assert Destination(peer="archive").kinds == ("seg", "sr", "key-image", "pdf", "note")
 
 
 def test_a_probability_map_is_made_only_where_a_destination_names_it() -> None:
