@@ -196,7 +196,7 @@ def _story(report: PdfReport, pictures: Sequence[KeyPicture]) -> Iterator[Flowab
             " them. Probability: mean over the lesion of what the model says, not calibrated.",
             _NOTE,
         )
-    yield KeepTogether([_heading("Not assessed"), _paragraph(report.not_assessed, _TEXT)])
+    yield KeepTogether([_heading("What was not looked at"), _paragraph(report.not_assessed, _TEXT)])
     yield KeepTogether([_heading("Series analysed"), _facts(report.analysed)])
     yield KeepTogether([_heading("Method"), *(_bullet(one) for one in report.method)])
     yield KeepTogether([_heading("Model"), _facts(report.model)])

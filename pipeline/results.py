@@ -559,7 +559,7 @@ def _pdf_report(given: _Input, findings: Findings) -> PdfReport:
         more_lesions=f"{more} more, all smaller: the structured report measures them."
         if more
         else "",
-        not_assessed=NOT_ASSESSED.removeprefix("Not assessed: ").capitalize(),
+        not_assessed=NOT_ASSESSED,
         analysed=(
             ("Series", f"{given.series_number}: {given.series_description}".rstrip(": ")),
             ("Images", _geometry_in_words(given)),

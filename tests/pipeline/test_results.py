@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 from pydicom.dataset import Dataset
+from skimage.color import lab2rgb
 
 from dicom.checks import printed_strings
 from dicom.errors import InconsistentSeriesError, ResultCheckError
 from dicom.identity import is_own_result
 from dicom.part10 import part10_bytes, read_part10
 from dicom.series import Series
+from pipeline.appearance import colour_rgb
 from pipeline.brain import BrainMask
 from pipeline.flow import Analysis
 from pipeline.quality import Flag, Quality
@@ -320,6 +322,16 @@ def test_many_lesions_have_a_line_each_up_to_twenty(make_flair_series: Make) -> 
     said = summary(results_of(make_flair_series().series, labels=labels)[-1])
     assert sum(words.startswith("Lesion ") for words in said) == 20
     assert "4 more, all smaller: see the measurements below." in said
+
+
+def test_pictures_have_the_colours_that_the_segmentation_recommends(
+    make_flair_series: Make,
+) -> None:
+    for segment in results_of(make_flair_series().series)[0].dataset.SegmentSequence:
+        lightness, a, b = segment.RecommendedDisplayCIELabValue  # PS3.3 C.10.7.1.1
+        lab = np.array([lightness * 100 / 65535, a * 255 / 65535 - 128, b * 255 / 65535 - 128])
+        recommended = 255 * lab2rgb(lab)
+        assert np.abs(recommended - colour_rgb(segment.SegmentNumber)).max() < 1
 
 
 def test_more_lesions_than_colours_start_the_colours_again(make_flair_series: Make) -> None:
