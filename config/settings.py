@@ -15,6 +15,13 @@ AeTitle = Annotated[str, Field(min_length=1, max_length=16, pattern=r"^[^\\\x00-
 Port = Annotated[int, Field(ge=1, le=65535)]
 ResultKind = Literal["seg", "sr", "key-image", "pdf", "note", "probability"]
 """`note`: that a FLAIR was not analysed, and why."""
+DEFAULT_KINDS: tuple[ResultKind, ...] = ("seg", "sr", "key-image", "pdf")
+"""What every analysis makes, and what a destination takes unless it says otherwise.
+
+Many archives store a Segmentation and a report without drawing either: with the pictures and the
+PDF beside them a reader sees the result in any viewer, without anybody having configured it. A
+probability map is made only if a destination asks for it: viewers do not draw it, and it is larger
+than the series."""
 
 
 class Section(BaseModel):
@@ -54,8 +61,9 @@ class Destination(Section):
     """Where results go: a peer, and what it takes."""
 
     peer: str
-    kinds: tuple[ResultKind, ...] = ("seg", "sr")
-    """A PACS that cannot draw a Segmentation can be sent the report alone."""
+    kinds: tuple[ResultKind, ...] = (*DEFAULT_KINDS, "note")
+    """Leave out what a PACS refuses: a refused object holds the delivery until somebody looks.
+    `probability` is sent only if it is named here."""
     research: bool = False
     """A pack of status `research` is sent only to destinations that say so."""
     confirm: Literal["query", "none"] = "query"

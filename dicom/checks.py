@@ -8,7 +8,8 @@ share no code with what built the objects: pixels are unpacked and frames placed
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NoReturn
 
 import numpy as np
@@ -16,13 +17,21 @@ import numpy.typing as npt
 from pydicom.datadict import keyword_for_tag
 from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
-from pydicom.uid import Comprehensive3DSRStorage, SegmentationStorage
+from pydicom.uid import (
+    Comprehensive3DSRStorage,
+    EncapsulatedPDFStorage,
+    ParametricMapStorage,
+    SecondaryCaptureImageStorage,
+    SegmentationStorage,
+)
 from pydicom.valuerep import VR
 
 from dicom import codes
 from dicom.errors import ResultCheckError
 from dicom.identity import DESCRIPTION, IDENTITY, MANUFACTURER, UTF_8
 from dicom.outline import Footprint, footprints
+from dicom.probability_map import Probability
+from dicom.secondary_capture import Capture
 from dicom.seg import Labels, RegionOfInterest
 from dicom.sr import MeasuredRegion, Quantity, Report
 from dicom.volume import Grid
@@ -32,6 +41,9 @@ DIRECTION_TOLERANCE = 1e-5  # of a cosine: 0.003 mm over 300 mm
 LONGEST_UID = 64
 
 _UID = re.compile(r"(0|[1-9]\d*)(\.(0|[1-9]\d*))+")
+_STREAM = re.compile(rb"stream\r?\n(.*?)endstream", re.DOTALL)
+_SHOWN = re.compile(rb"\(((?:\\.|[^\\()])*)\)\s*Tj", re.DOTALL)
+_ESCAPE = re.compile(rb"\\([0-7]{1,3}|.)", re.DOTALL)
 _TOTALS, _VOLUMETRIC, _PLANAR = "1501", "1411", "1410"
 _ROUND_TRIP = 1e-9  # relative: a number to a decimal string and back
 
@@ -182,6 +194,102 @@ def check_sr(
         footprint = lies[measured.region.number]
         _check_volumetric(volumetric, measured, sources, seg, footprint)
         _check_planar(planar, measured, sources, footprint)
+
+
+def check_key_image(image: Dataset, sources: Sequence[Dataset], capture: Capture) -> None:
+    """The picture is the one that was drawn, names the slices it shows, and claims no more.
+
+    Args:
+        image: As re-read from its bytes.
+        sources: `identity.normalised_header` of the image of every slice, in slice order.
+        capture: What it must show.
+
+    Raises:
+        ResultCheckError: Anything differs.
+    """
+    _require(image.SOPClassUID == SecondaryCaptureImageStorage, "no Secondary Capture")
+    _require(image.BurnedInAnnotation == "YES", "a picture does not say what is burned in")
+    for keyword in ("FrameOfReferenceUID", "PixelSpacing", "ImagePositionPatient"):
+        _require(keyword not in image, f"a picture has {keyword}: a viewer would measure on it")
+    named = _slices_named(image.SourceImageSequence)
+    shown = _slices_of(sources[index] for index in capture.slices)
+    _require(named == shown, "a picture names other images than it shows")
+    form = (image.Rows, image.Columns, image.SamplesPerPixel)
+    plain = (image.PhotometricInterpretation, image.BitsAllocated, image.PlanarConfiguration)
+    _require(plain == ("RGB", 8, 0), "a picture is not in 8-bit RGB, pixel by pixel")
+    size = capture.pixels.size
+    drawn = np.frombuffer(image.PixelData[:size], np.uint8)
+    same = form == capture.pixels.shape and np.array_equal(drawn, capture.pixels.ravel())
+    _require(same, "a picture is not the one that was drawn")
+
+
+def check_pdf(
+    document: Dataset,
+    sources: Sequence[Dataset],
+    seg: Dataset | None,
+    printed: Iterable[Sequence[str]],
+) -> None:
+    """The document goes with these images and prints these numbers.
+
+    Args:
+        document: As re-read from its bytes.
+        sources: `identity.normalised_header` of the image of every slice.
+        seg: The Segmentation it goes with; None if nothing was found.
+        printed: Rows of cells, measured anew; each must stand in the document in one piece.
+
+    Raises:
+        ResultCheckError: Anything differs.
+    """
+    _require(document.SOPClassUID == EncapsulatedPDFStorage, "no encapsulated PDF")
+    _require(document.BurnedInAnnotation == "YES", "the PDF does not say that a name is in it")
+    _require(document.VerificationFlag == "UNVERIFIED", "the PDF is marked as verified")
+    named = {str(one.ReferencedSOPInstanceUID) for one in document.SourceInstanceSequence}
+    used = {str(one.SOPInstanceUID) for one in (*sources, *([seg] if seg is not None else []))}
+    _require(named == used, "the PDF names other objects than it was made from")
+    found = _in_one_piece(printed_strings(document.EncapsulatedDocument))
+    for row in printed:
+        if _in_one_piece(row) not in found:
+            _fail(f"the PDF does not print {' | '.join(row)}")
+
+
+def check_probability_map(
+    parametric_map: Dataset, sources: Sequence[Dataset], grid: Grid, probability: Probability
+) -> None:
+    """The map lies where its sources lie, and holds exactly these values.
+
+    Args:
+        parametric_map: As re-read from its bytes.
+        sources: `identity.normalised_header` of the image of every slice, in slice order.
+        grid: Of the volume that was analysed.
+        probability: On that grid.
+
+    Raises:
+        ResultCheckError: Anything differs.
+    """
+    _require(parametric_map.SOPClassUID == ParametricMapStorage, "no Parametric Map")
+    if parametric_map.FrameOfReferenceUID != grid.frame_of_reference_uid:
+        _fail("the Frame of Reference of the map is not that of the source")
+    _check_source_references(parametric_map, sources)
+    form = (int(parametric_map.NumberOfFrames), parametric_map.Rows, parametric_map.Columns)
+    _require(form == grid.shape, f"a map of {form} on a grid of {grid.shape}")
+    shared = parametric_map.SharedFunctionalGroupsSequence[0]
+    _check_plane(shared, grid)
+    mapping = _only(shared.get("RealWorldValueMappingSequence"), "RealWorldValueMappingSequence")
+    plain = (float(mapping.RealWorldValueIntercept), float(mapping.RealWorldValueSlope))
+    _require(plain == (0.0, 1.0), "the values of the map are not probabilities as they are")
+    frames = np.frombuffer(parametric_map.FloatPixelData, "<f4").reshape(form)
+    positions = np.array([source.ImagePositionPatient for source in sources], float)
+    seen = set()
+    groups = parametric_map.PerFrameFunctionalGroupsSequence
+    for pixels, group in zip(frames, groups, strict=True):
+        index = _slice_of(group, positions)
+        derivation = _only(group.get("DerivationImageSequence"), "DerivationImageSequence")
+        if _slices_named(derivation.SourceImageSequence) != _slices_of([sources[index]]):
+            _fail(f"a frame of the map on slice {index} names another image")
+        if not np.array_equal(pixels, probability[index]):
+            _fail(f"the map differs from the probabilities on slice {index}")
+        seen.add(index)
+    _require(len(seen) == grid.shape[0], "the map leaves slices out")
 
 
 # --- Segmentation ------------------------------------------------------------------------------
@@ -359,6 +467,60 @@ def _check_quantities(group: Dataset, expected: Sequence[Quantity], what: str) -
     for key, (value, unit_code) in wanted.items():
         if found[key][1] != unit_code or not np.isclose(found[key][0], value, rtol=_ROUND_TRIP):
             _fail(f"{key[0][1]} of {what} is {found[key][0]}, measured anew {value}")
+
+
+# --- key images --------------------------------------------------------------------------------
+
+
+def _slices_of(sources: Iterable[Dataset]) -> set[tuple[str, str]]:
+    """Object and frame of every slice; the frame is "" where an object holds no other."""
+    return {(str(one.SOPInstanceUID), str(one.get("ReferencedFrameNumber", ""))) for one in sources}
+
+
+def _slices_named(items: Iterable[Dataset]) -> set[tuple[str, str]]:
+    named = set()
+    for item in items:
+        numbers = item.get("ReferencedFrameNumber", "")
+        several = [numbers] if isinstance(numbers, int | str) else numbers
+        named |= {(str(item.ReferencedSOPInstanceUID), str(number)) for number in several}
+    return named
+
+
+# --- PDF ---------------------------------------------------------------------------------------
+
+
+def printed_strings(pdf: bytes) -> list[str]:
+    """What a PDF of ours prints, string by string: its ASCII letters, "?" for any other.
+
+    Not a reader of any PDF: it knows streams that are deflated or plain, and fonts whose ASCII
+    letters stand under their own codes. Independent of what wrote the document.
+
+    Source:
+        PDF 32000-1 7.3.4.2 (literal strings), 9.4.3 (Tj).
+    """
+    _require(pdf.startswith(b"%PDF-"), "the document is no PDF")
+    found = []
+    for match in _STREAM.finditer(pdf):
+        try:
+            stream = zlib.decompressobj().decompress(match[1])  # a line end may follow
+        except zlib.error:
+            continue
+        if b" Tj" in stream:
+            found += [_literal(text[1]) for text in _SHOWN.finditer(stream)]
+    return found
+
+
+def _literal(string: bytes) -> str:
+    plain = _ESCAPE.sub(
+        lambda match: bytes([int(match[1], 8) & 0xFF]) if match[1][:1].isdigit() else match[1],
+        string,
+    )
+    return "".join(chr(code) if 32 <= code < 127 else "?" for code in plain)
+
+
+def _in_one_piece(strings: Iterable[str]) -> str:
+    """Strings as a line of words: a cell that was broken at a space is whole again."""
+    return f" {' '.join(' '.join(strings).split())} "
 
 
 # --- reading -----------------------------------------------------------------------------------

@@ -54,6 +54,11 @@ IMAGE_REGION: Final = Code("111030", "DCM", "Image Region")
 IMAGING_PROCEDURE: Final = Code("363679005", "SCT", "Imaging procedure")
 """CID 100. A code for MR of the brain exists in LOINC alone, and the images say it anyway."""
 
+SOURCE_IMAGE_FOR_PROCESSING: Final = Code(
+    "121322", "DCM", "Source image for image processing operation"
+)
+"""CID 7202, Source Image Purposes of Reference."""
+
 # --- how it was made, and how well
 ARTIFICIAL_INTELLIGENCE: Final = Code("123110", "DCM", "Artificial Intelligence")
 """CID 7162, Surface Processing Algorithm Families."""

@@ -82,6 +82,7 @@ class ObjectIdentity:
     date: str
     time: str
     equipment: Equipment
+    instance_number: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +129,7 @@ def build_seg(
     _check_regions(sources, labels, grid, regions)
     with building():
         built = hd.seg.Segmentation(
-            source_images=[_placed(source, grid) for source in sources],
+            source_images=[placed(source, grid) for source in sources],
             pixel_array=labels.astype(np.uint16),
             segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
             segment_descriptions=[_describe(region, content.algorithm) for region in regions],
@@ -181,7 +182,7 @@ def dated_bytes(built: Dataset, identity: ObjectIdentity) -> bytes:
     return part10_bytes(built)
 
 
-def _placed(source: Dataset, grid: Grid) -> Dataset:
+def placed(source: Dataset, grid: Grid) -> Dataset:
     """A source image as highdicom is to see it: where it is, but on the one grid of its volume.
 
     `read_volume` lets direction cosines differ in their last digits, highdicom does not. And the

@@ -5,12 +5,12 @@ Only they import this module; the service process holds no pixels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from config.settings import PipelineSettings
+from config.settings import DEFAULT_KINDS, PipelineSettings, Settings
 from dicom.errors import Outcome, StudyError
 from dicom.series import read_series
 from dicom.volume import Volume, read_nifti, read_volume, write_nifti
@@ -58,12 +58,24 @@ def load_segmenter(
     return ensemble, pack
 
 
+def kinds_to_make(settings: Settings) -> tuple[str, ...]:
+    """Which objects a site's results have.
+
+    The default ones always, whatever its destinations take today: a result is made once, and a
+    destination that is added later, or a person who looks into the results folder, should find them
+    there. A probability map only where a destination names it.
+    """
+    asked = {kind for destination in settings.destinations for kind in destination.kinds}
+    return (*DEFAULT_KINDS, *(("probability",) if "probability" in asked else ()))
+
+
 def analyse_series(
     paths: Sequence[Path],
     ensemble: Ensemble,
     pack: ModelPack,
     output: Path,
     *,
+    kinds: Collection[str] = DEFAULT_KINDS,
     save_volumes: bool = False,
     on_stage: OnStage | None = None,
 ) -> AnalysisOutcome:
@@ -76,6 +88,7 @@ def analyse_series(
         ensemble: Warm, from `load_segmenter`.
         pack: The pack the ensemble was loaded from.
         output: An existing folder that the files go to.
+        kinds: Of objects, as `build_results` takes them.
         save_volumes: Also write brain, probability and lesions as NIfTI.
         on_stage: Called with the name of each stage as it begins.
     """
@@ -90,7 +103,7 @@ def analyse_series(
         if refused := _refused_for_quality(analysis, report):
             return refused
         with stage("results"):
-            objects = build_results(series, analysis, pack, ensemble.settings())
+            objects = build_results(series, analysis, pack, ensemble.settings(), kinds)
             outputs = tuple(_write(one, output) for one in objects)
             if save_volumes:
                 _save_volumes(analysis, output)
@@ -139,7 +152,9 @@ def _supplied_brain(path: Path, volume: Volume) -> BrainMask:
 
 
 def _write(result: ResultObject, output: Path) -> Output:
-    path = output / f"{result.kind}.dcm"
+    # Of these there may be several.
+    number = f"-{result.dataset.InstanceNumber}" if result.kind == "key-image" else ""
+    path = output / f"{result.kind}{number}.dcm"
     write_durably(path, result.content)
     return Output(result.kind, result.sop_instance_uid, path)
 

@@ -21,6 +21,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy as np
+from PIL import Image
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.markup import escape
@@ -39,6 +41,7 @@ from node.demo_site import SENDER_AE_TITLE, DemoError, DemoSite
 from node.ledger import ENDS, SeriesRow, SeriesState
 from node.outcome import OUTCOME_FILE, JobOutcome, ResultsFolder
 from node.selftest import LEAST_DICE, SEED
+from pipeline.key_images import banner_strip
 from pipeline.overlay import Caption, draw_overlay
 from pipeline.phantom import Phantom, synthetic_head
 from pipeline.phantom_study import write_study
@@ -271,14 +274,32 @@ def _fetch_one(
     read = read_back(series, contents, stored, frozenset(held))
     report = json.loads((outcome.objects[0].path.parent / OUTCOME_FILE).read_bytes())["report"]
     _same_numbers(report["findings"], read)
+    names = {one.sop_instance_uid: one.path.name for one in outcome.objects}
     files = []
     for content in contents:
-        files.append(output / f"{name}{text(read_part10(content), 'Modality').lower()}.dcm")
+        files.append(output / f"{name}{names[text(read_part10(content), 'SOPInstanceUID')]}")
         files[-1].write_bytes(content)
+    files += _save_readable(read, outcome, output, name)
     (output / f"{name}result.json").write_text(json.dumps(report, indent=1))
     picture = output / f"{name}overlay.png"
     _draw(picture, read, report, outcome, sent.phantom)
     return Result(series, report, read, tuple(files), picture, outcome.research)
+
+
+def _save_readable(read: ReadBack, outcome: JobOutcome, output: Path, name: str) -> Iterator[Path]:
+    """The key images and the PDF as files that any program opens, from what the archive holds."""
+    if not read.pictures or read.pdf is None:
+        raise DemoError("the archive holds no key image or no PDF of a result")
+    strip = banner_strip(RESEARCH_BANNER)
+    for place, pixels in enumerate(read.pictures, start=1):
+        if np.array_equal(pixels[: len(strip)], strip) != outcome.research:
+            raise DemoError(f"key image {place} has a wrong banner")
+        path = output / f"{name}key-image-{place}.png"
+        Image.fromarray(pixels).save(path)
+        yield path
+    path = output / f"{name}report.pdf"
+    path.write_bytes(read.pdf)
+    yield path
 
 
 def _same_numbers(findings: Mapping[str, Any], read: ReadBack) -> None:
@@ -412,7 +433,7 @@ def _print_findings(console: Console, result: Result, phantom: Phantom | None) -
             "of patients.",
             markup=False,
         )
-    for path in (*result.files, result.picture):
+    for path in sorted((*result.files, result.picture)):
         console.print(f"  {path}", markup=False)
     if result.research:
         console.print(RESEARCH_BANNER, style="bold yellow")

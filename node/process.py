@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from config.loader import load_settings
-from config.settings import Settings
+from config.settings import DEFAULT_KINDS, Settings
 from dicom.errors import Outcome, StudyError, UnreadableError
 from dicom.series import Series, Study, read_study
 from node.cli import EXIT_DONE, EXIT_REFUSED, exit_status
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 NO_FLAIR = "no-flair"
+OPTIONAL_KINDS = ("key-image", "pdf", "probability")
+"""A Segmentation and a report are always made."""
 
 
 def register(subparsers: Any) -> None:  # noqa: ANN401  # argparse names no public type for it
@@ -41,6 +43,14 @@ def register(subparsers: Any) -> None:  # noqa: ANN401  # argparse names no publ
     process.add_argument("--model", help="model pack: a name or a folder (default: the settings')")
     process.add_argument(
         "--brain-mask", type=Path, help="mask of a NIfTI input that is already stripped"
+    )
+    process.add_argument(
+        "--kinds",
+        type=_kinds,
+        default=DEFAULT_KINDS,
+        metavar="KIND,...",
+        help=f"result objects, beside Segmentation and report: of {', '.join(OPTIONAL_KINDS)} "
+        f"(default: {','.join(DEFAULT_KINDS)})",
     )
     process.add_argument(
         "--save-volumes", action="store_true", help="also write brain, probability and lesions"
@@ -93,6 +103,16 @@ def run_select(arguments: argparse.Namespace) -> int:
     return EXIT_DONE if selection.selected is not None else EXIT_REFUSED
 
 
+def _kinds(given: str) -> tuple[str, ...]:
+    kinds = tuple(filter(None, (kind.strip() for kind in given.split(","))))
+    for kind in kinds:
+        if kind not in ("seg", "sr", *OPTIONAL_KINDS):
+            raise argparse.ArgumentTypeError(
+                f"{kind!r} is no kind of result: seg, sr, {', '.join(OPTIONAL_KINDS)}"
+            )
+    return kinds
+
+
 def _process(
     arguments: argparse.Namespace, settings: Settings, on_stage: Callable[[str], None]
 ) -> dict[str, Any]:
@@ -126,6 +146,7 @@ def _process_series(
         ensemble,
         pack,
         arguments.output,
+        kinds=arguments.kinds,
         save_volumes=arguments.save_volumes,
         on_stage=on_stage,
     )

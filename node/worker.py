@@ -67,13 +67,14 @@ def load_pipeline(settings: Settings) -> Analyser:
     Raises:
         ModelPackError: The pack is missing, changed or of a kind that cannot be run.
     """
-    from node.analysis import analyse_series, load_segmenter  # torch: seconds
+    from node.analysis import analyse_series, kinds_to_make, load_segmenter  # torch: seconds
 
     ensemble, pack = load_segmenter(settings.pipeline, [settings.node.packs_dir])
+    kinds = kinds_to_make(settings)
     return Analyser(
         pack_digest=pack.digest,
         research=pack.manifest.status == "research",
-        analyse=lambda paths, output: analyse_series(paths, ensemble, pack, output),
+        analyse=lambda paths, output: analyse_series(paths, ensemble, pack, output, kinds=kinds),
     )
 
 

@@ -16,9 +16,9 @@ from skimage.color import lab2rgb
 
 from dicom.seg import Labels
 from dicom.volume import Volume
+from pipeline.appearance import COLOURS_CIELAB, RESEARCH_BANNER
 from pipeline.morphology import Mask
 from pipeline.orientation import axial_view
-from pipeline.results import COLOURS_CIELAB, RESEARCH_BANNER
 
 MOST_SLICES = 12
 TILES_ACROSS = 4

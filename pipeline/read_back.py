@@ -10,13 +10,19 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
-from pydicom.uid import Comprehensive3DSRStorage, SegmentationStorage
+from pydicom.uid import (
+    Comprehensive3DSRStorage,
+    EncapsulatedPDFStorage,
+    SecondaryCaptureImageStorage,
+    SegmentationStorage,
+)
 from scipy import ndimage
 
 from dicom import codes
-from dicom.checks import check_header, read_labels
+from dicom.checks import check_header, printed_strings, read_labels
 from dicom.errors import ResultCheckError
 from dicom.identity import normalised_header
 from dicom.part10 import read_part10
@@ -25,6 +31,7 @@ from dicom.series import Series
 from dicom.volume import Volume, read_volume
 from pipeline.findings import long_axis_mm
 from pipeline.morphology import Mask
+from pipeline.results import LESIONS_IN_PDF
 
 VOLUME_TOLERANCE_ML = 1e-5  # the report rounds to 0.01 mm3
 LENGTH_TOLERANCE_MM = 0.05 + 1e-9  # and to 0.1 mm
@@ -42,6 +49,10 @@ class ReadBack:
     """On the grid of the volume; all 0 when there is no Segmentation, for no lesion was found."""
     volumes_ml: tuple[float, ...]
     """Of lesion 1, 2, ...: measured anew from the labels."""
+    pictures: tuple[npt.NDArray[np.uint8], ...]
+    """The key images, (rows, columns, 3), in their order."""
+    pdf: bytes | None
+    """The document, if the result has one; it prints these volumes."""
 
 
 def read_back(
@@ -74,7 +85,10 @@ def read_back(
     labels = np.zeros(volume.grid.shape, np.int32)
     if seg is not None:
         labels = read_labels(seg, sources, volume.grid)
-    return ReadBack(volume, labels, _check_numbers(sr, labels, volume))
+    volumes_ml = _check_numbers(sr, labels, volume)
+    document = _the_only(objects, EncapsulatedPDFStorage)
+    pdf = None if document is None else _check_document(document, volumes_ml)
+    return ReadBack(volume, labels, volumes_ml, _pictures(objects, sources), pdf)
 
 
 def dice(one: Mask, other: Mask) -> float:
@@ -112,6 +126,39 @@ def _the_only(objects: Sequence[Dataset], sop_class_uid: str) -> Dataset | None:
     if len(found) > 1:
         raise ResultCheckError(f"{len(found)} objects of one kind in one result")
     return found[0] if found else None
+
+
+# Pictures and document ---------------------------------------------------------------------------
+
+
+def _pictures(
+    objects: Sequence[Dataset], sources: Sequence[Dataset]
+) -> tuple[npt.NDArray[np.uint8], ...]:
+    images = [one for one in objects if one.SOPClassUID == SecondaryCaptureImageStorage]
+    known = {str(one.SOPInstanceUID) for one in sources}
+    for image in images:
+        named = {str(one.ReferencedSOPInstanceUID) for one in image.SourceImageSequence}
+        if not named or not named <= known:
+            raise ResultCheckError("a key image names images that were not analysed")
+    in_order = sorted(images, key=lambda image: int(image.InstanceNumber))
+    return tuple(image.pixel_array for image in in_order)
+
+
+def _check_document(document: Dataset, volumes_ml: Sequence[float]) -> bytes:
+    """The PDF, once the volumes that were measured anew were found printed in it."""
+    pdf: bytes = document.EncapsulatedDocument
+    printed = printed_strings(pdf)
+    expected = [f"{sum(volumes_ml):.2f} ml", str(len(volumes_ml))]
+    rows = set(zip(printed, printed[2:], strict=False))  # number, region, volume
+    missing = [one for one in expected if one not in printed]
+    missing += [
+        f"lesion {number}"
+        for number, volume_ml in enumerate(volumes_ml[:LESIONS_IN_PDF], start=1)
+        if (str(number), f"{volume_ml:.3f}") not in rows
+    ]
+    if missing:
+        raise ResultCheckError(f"the PDF does not print {', '.join(missing[:3])}")
+    return pdf
 
 
 # The numbers of the report -----------------------------------------------------------------------

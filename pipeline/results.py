@@ -1,4 +1,4 @@
-"""An analysis as DICOM objects: a Segmentation of its lesions and a report.
+"""An analysis as DICOM objects: a Segmentation of its lesions, a report, key images, a PDF.
 
 Built once, checked once, and re-sent as stored. The same images, model and settings give the same
 UIDs and the same bytes, so that a second copy replaces the first instead of doubling it.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Final, Literal
@@ -17,12 +17,24 @@ import numpy as np
 from pydantic import JsonValue
 from pydicom.dataset import Dataset
 
+from config.settings import DEFAULT_KINDS
 from dicom import codes
 from dicom.attributes import text
-from dicom.checks import check_header, check_seg, check_sr
+from dicom.checks import (
+    check_header,
+    check_key_image,
+    check_pdf,
+    check_probability_map,
+    check_seg,
+    check_sr,
+    printed_strings,
+)
+from dicom.encapsulated_pdf import build_encapsulated_pdf
 from dicom.errors import InconsistentSeriesError, ResultCheckError
 from dicom.identity import identity_digest, moment, normalised_header
 from dicom.part10 import read_part10
+from dicom.probability_map import MapContent, build_probability_map
+from dicom.secondary_capture import Capture, build_secondary_capture
 from dicom.seg import (
     Algorithm,
     Content,
@@ -35,18 +47,31 @@ from dicom.seg import (
 from dicom.series import Series
 from dicom.sr import MeasuredRegion, Quantity, Report, Totals, build_sr
 from dicom.uids import result_uid
+from pipeline.appearance import COLOURS_CIELAB as COLOURS_CIELAB
+from pipeline.appearance import RESEARCH_BANNER as RESEARCH_BANNER
+from pipeline.appearance import colour_cielab, colour_rgb
 from pipeline.brain import BrainMask
+from pipeline.findings import NOT_ASSESSED as NO_REGION
 from pipeline.findings import Findings, Lesion, measure
 from pipeline.flow import Analysis
+from pipeline.key_images import (
+    Writing,
+    banner_strip,
+    draw_key_images,
+    draw_key_slices,
+    region_in_words,
+)
 from pipeline.model_pack import Manifest, ModelPack
+from pipeline.report_pdf import TITLE, LesionRow, PdfReport, build_pdf
 
-RESULT_REVISION: Final = "1"
+RESULT_REVISION: Final = "2"
 """Raised when the same input gives other objects: it enters every UID of them."""
-
-RESEARCH_BANNER: Final = "RESEARCH - NOT FOR CLINICAL USE"
 
 SEG_SERIES_NUMBER: Final = 9001
 SR_SERIES_NUMBER: Final = 9002
+KEY_IMAGE_SERIES_NUMBER: Final = 9003
+PDF_SERIES_NUMBER: Final = 9004
+PROBABILITY_SERIES_NUMBER: Final = 9005
 """Above what scanners number, so that viewers list results last."""
 
 LESIONS_IN_WORDS: Final = 20
@@ -57,22 +82,13 @@ NOT_ASSESSED: Final = (
     "juxtacortical, infratentorial), contrast enhancement, change since earlier studies."
 )
 
-COLOURS_CIELAB: Final = (
-    (70.6, 16.5, 74.7),  # orange
-    (69.8, -12.0, -34.8),  # sky blue
-    (70.8, -66.2, 46.2),  # green
-    (89.1, -13.3, 75.5),  # yellow
-    (54.2, 43.3, 63.3),  # vermilion
-    (68.5, 60.6, -17.4),  # pink
-    (54.4, 25.4, -71.4),  # blue
-    (83.3, -42.9, 74.2),  # lime
-    (83.6, -36.5, -25.5),  # cyan
-    (65.3, 40.6, -53.5),  # violet
-)
-"""Told apart from each other and from grey; neighbours in number differ most. They start again
-after the last. A colour says nothing of a lesion."""
+LESIONS_IN_PDF: Final = 40
+"""So many have a row there, one page of them; the largest come first."""
 
-Kind = Literal["seg", "sr"]
+LONG_MM: Final = 3.0
+"""Lesions of this length are counted apart: McDonald 2017 asks for it. No criterion is applied."""
+
+Kind = Literal["seg", "sr", "key-image", "pdf", "probability"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -99,23 +115,37 @@ class _Input:
     """What the result follows from: the first parts of every UID."""
     moment: tuple[str, str]
     series_number: str
+    series_description: str
     image_names: tuple[str, ...]
     """What a viewer calls the image of every slice, in slice order."""
+
+    @property
+    def research(self) -> bool:
+        """Does everything carry the banner?"""
+        return self.pack.manifest.status == "research"
 
     def uid(self, kind: str, index: int = 0) -> str:
         return result_uid(*self.digests, kind, str(index))
 
 
 def build_results(
-    series: Series, analysis: Analysis, pack: ModelPack, settings: Mapping[str, JsonValue]
+    series: Series,
+    analysis: Analysis,
+    pack: ModelPack,
+    settings: Mapping[str, JsonValue],
+    kinds: Collection[str] = DEFAULT_KINDS,
 ) -> tuple[ResultObject, ...]:
-    """The objects of one analysis: a Segmentation, unless no lesion was found, and a report.
+    """The objects of one analysis.
+
+    A Segmentation, unless no lesion was found, and a report are always made: the others speak of
+    them. Which others are made changes nothing of any object.
 
     Args:
         series: That was analysed.
         analysis: Whose quality is not *fail*.
         pack: The model.
         settings: That change a result beside the pack (`Ensemble.settings`).
+        kinds: `key-image`, `pdf` and `probability` are made if they are named here.
 
     Returns:
         In the order in which they are sent: what is referred to comes first.
@@ -136,7 +166,14 @@ def build_results(
     seg = results[0].dataset if results else None
     identity = _object_identity(given, "sr", SR_SERIES_NUMBER)
     results.append(_result("sr", build_sr(given.sources, labels, seg, report, identity)))
-    _check(given, results)
+    captures = _captures(given) if "key-image" in kinds else ()
+    for number, capture in enumerate(captures, start=1):
+        results.append(_result("key-image", _build_key_image(given, capture, number)))
+    if "pdf" in kinds:
+        results.append(_result("pdf", _build_pdf(given, seg)))
+    if "probability" in kinds:
+        results.append(_result("probability", _build_probability_map(given)))
+    _check(given, results, captures)
     return tuple(results)
 
 
@@ -183,6 +220,7 @@ def _input(
         ),
         moment=moment(ordered),
         series_number=text(series.header, "SeriesNumber") or "without a number",
+        series_description=text(ordered[0], "SeriesDescription"),
         image_names=_image_names(ordered),
     )
 
@@ -232,18 +270,27 @@ def _regions(given: _Input, findings: Findings) -> tuple[RegionOfInterest, ...]:
             tracking_uid=given.uid("lesion", lesion.label),
             category=codes.MORPHOLOGICALLY_ABNORMAL_STRUCTURE,
             property_type=codes.LESION_OF_BRAIN,
-            colour_cielab=COLOURS_CIELAB[(lesion.label - 1) % len(COLOURS_CIELAB)],
+            colour_cielab=colour_cielab(lesion.label),
         )
         for lesion in findings.lesions
     )
 
 
-def _object_identity(given: _Input, kind: Kind, series_number: int) -> ObjectIdentity:
+def _object_identity(
+    given: _Input, kind: Kind, series_number: int, instance_number: int = 1
+) -> ObjectIdentity:
     manifest = given.pack.manifest
-    what = {"seg": "FLAIR lesions", "sr": "FLAIR lesion report"}[kind]
+    what = {
+        "seg": "FLAIR lesions",
+        "sr": "FLAIR lesion report",
+        "key-image": "FLAIR key images",
+        "pdf": "FLAIR lesion PDF",
+        "probability": "FLAIR probability",
+    }[kind]
     date, time = given.moment
     return ObjectIdentity(
-        sop_instance_uid=given.uid(kind),
+        sop_instance_uid=given.uid(kind, instance_number - 1),
+        instance_number=instance_number,
         series_instance_uid=given.uid(f"{kind} series"),
         series_number=series_number,
         series_description=(
@@ -367,11 +414,15 @@ def found_in_words(findings: Findings) -> str:
     if not findings.lesions:
         return "No lesions found by the software: 0 lesions, 0 ml. The series was analysed."
     count = findings.lesion_count
-    long = sum(lesion.long_axis_mm >= 3.0 for lesion in findings.lesions)
     return (
         f"{count} lesion{'s' if count > 1 else ''}, total volume {findings.total_volume_ml:.2f} ml;"
-        f" {long} of {count} at least 3 mm long in the plane of the slices."
+        f" {_long_lesions(findings)} of {count} at least {LONG_MM:g} mm long in the plane of the"
+        " slices."
     )
+
+
+def _long_lesions(findings: Findings) -> int:
+    return sum(lesion.long_axis_mm >= LONG_MM for lesion in findings.lesions)
 
 
 def _lesions_in_words(given: _Input, findings: Findings) -> tuple[str, ...]:
@@ -392,11 +443,15 @@ def _lesions_in_words(given: _Input, findings: Findings) -> tuple[str, ...]:
 
 
 def _analysed_in_words(given: _Input) -> str:
+    return f"Analysed: series {given.series_number}, {_geometry_in_words(given)}."
+
+
+def _geometry_in_words(given: _Input) -> str:
     slices, rows, columns = given.analysis.volume.grid.shape
     slice_mm, row_mm, column_mm = given.analysis.volume.grid.spacing_mm
     return (
-        f"Analysed: series {given.series_number}, {slices} slices {slice_mm:.2f} mm apart, "
-        f"{rows} x {columns} pixels of {row_mm:.2f} x {column_mm:.2f} mm."
+        f"{slices} slices {slice_mm:.2f} mm apart, "
+        f"{rows} x {columns} pixels of {row_mm:.2f} x {column_mm:.2f} mm"
     )
 
 
@@ -431,18 +486,177 @@ def _brain_in_words(brain: BrainMask) -> str:
     return f"Brain mask: {brain.method} {brain.version}, {brain.volume_ml:.0f} ml."
 
 
+# --- key images, PDF, probability map ----------------------------------------------------------
+
+
+def _captures(given: _Input) -> tuple[Capture, ...]:
+    manifest, analysis = given.pack.manifest, given.analysis
+    writing = Writing(
+        banner=RESEARCH_BANNER if given.research else "",
+        found=found_in_words(analysis.findings),
+        series=f"Series {given.series_number}",
+        model=f"flairnode, model {manifest.name} {manifest.version} ({manifest.status}), SHA-256 "
+        f"{given.pack.digest[:12]}",
+        quality=f"Quality check: {analysis.quality.verdict.upper()}.",
+        image_names=given.image_names,
+    )
+    return draw_key_images(analysis, writing)
+
+
+def _build_key_image(given: _Input, capture: Capture, number: int) -> bytes:
+    identity = _object_identity(given, "key-image", KEY_IMAGE_SERIES_NUMBER, number)
+    return build_secondary_capture(given.sources, capture, identity)
+
+
+def _build_pdf(given: _Input, seg: Dataset | None) -> bytes:
+    content = build_pdf(
+        _pdf_report(given, given.analysis.findings),
+        draw_key_slices(given.analysis, given.image_names),
+    )
+    title = f"{RESEARCH_BANNER}: {TITLE}" if given.research else TITLE
+    identity = _object_identity(given, "pdf", PDF_SERIES_NUMBER)
+    return build_encapsulated_pdf(given.sources, seg, content, title, identity)
+
+
+def _build_probability_map(given: _Input) -> bytes:
+    lesions = given.analysis.lesions
+    return build_probability_map(
+        given.sources,
+        lesions.probability,
+        lesions.grid,
+        MapContent(
+            label="RESEARCH_PROB" if given.research else "LESION_PROB",
+            description=(
+                f"{RESEARCH_BANNER}. Lesion probability"
+                if given.research
+                else "Lesion probability on FLAIR, by software, unverified"
+            ),
+            explanation="Probability of a lesion as the model says it; not calibrated",
+            research=given.research,
+            dimension_organization_uid=given.uid("probability dimension organization"),
+        ),
+        _object_identity(given, "probability", PROBABILITY_SERIES_NUMBER),
+    )
+
+
+def _pdf_report(given: _Input, findings: Findings) -> PdfReport:
+    manifest, analysis = given.pack.manifest, given.analysis
+    rows = tuple(_lesion_row(given, lesion) for lesion in findings.lesions[:LESIONS_IN_PDF])
+    more = findings.lesion_count - len(rows)
+    return PdfReport(
+        banner=RESEARCH_BANNER if given.research else "",
+        identity=_identity_in_words(given.sources[0]),
+        found=found_in_words(findings),
+        figures=(
+            (f"{findings.total_volume_ml:.2f} ml", "total volume"),
+            (str(findings.lesion_count), "lesion" if findings.lesion_count == 1 else "lesions"),
+            (str(_long_lesions(findings)), f"of them at least {LONG_MM:g} mm long"),
+        ),
+        verdict=analysis.quality.verdict,
+        flags=tuple(flag.message for flag in analysis.quality.flags),
+        regions=_region_rows(findings),
+        lesions=rows,
+        more_lesions=f"{more} more, all smaller: the structured report measures them."
+        if more
+        else "",
+        not_assessed=NOT_ASSESSED,
+        analysed=(
+            ("Series", f"{given.series_number}: {given.series_description}".rstrip(": ")),
+            ("Images", _geometry_in_words(given)),
+            ("Acquired", _moment_in_words(*given.moment)),
+            ("Series Instance UID", str(given.sources[0].SeriesInstanceUID)),
+        ),
+        method=(
+            "Measured by software on this one series; no other series and no earlier study was"
+            " looked at.",
+            _brain_in_words(analysis.brain),
+            _rule_in_words(manifest),
+            *_left_out_in_words(findings, manifest),
+        ),
+        model=(
+            ("Name", f"{manifest.name} {manifest.version}, {len(manifest.folds)} members"),
+            ("Status", manifest.status),
+            ("SHA-256", given.pack.digest),
+            ("Intended use", manifest.intended_use),
+            ("Trained on", manifest.training_data.text),
+            ("Validation", manifest.validation.text),
+        ),
+        limits=manifest.limits,
+        made_by=f"flairnode {version('flairnode')}, model {manifest.name} {manifest.version}, "
+        f"SHA-256 {given.pack.digest[:12]}",
+    )
+
+
+def _lesion_row(given: _Input, lesion: Lesion) -> LesionRow:
+    first, last = given.image_names[lesion.first_slice], given.image_names[lesion.last_slice]
+    return LesionRow(
+        number=lesion.label,
+        colour=colour_rgb(lesion.label),
+        region=region_in_words(lesion.region),
+        volume_ml=f"{lesion.volume_ml:.3f}",
+        long_axis_mm=f"{lesion.long_axis_mm:.1f}",
+        images=first if first == last else f"{first} to {last}",
+        probability=f"{lesion.mean_probability:.2f}",
+    )
+
+
+def _region_rows(findings: Findings) -> tuple[tuple[str, str, str], ...]:
+    """() when no region was looked for: a table of one row that says so helps nobody."""
+    volumes: dict[str, list[float]] = {}
+    for lesion in findings.lesions:
+        volumes.setdefault(lesion.region, []).append(lesion.volume_ml)
+    if volumes.keys() <= {NO_REGION}:
+        return ()
+    return tuple(
+        (region_in_words(region), str(len(some)), f"{sum(some):.3f}")
+        for region, some in sorted(volumes.items())
+    )
+
+
+def _identity_in_words(source: Dataset) -> tuple[tuple[str, str], ...]:
+    """Whose document it is, as the PACS knows it."""
+    return (
+        ("Patient", _name_in_words(text(source, "PatientName"))),
+        ("Patient ID", text(source, "PatientID")),
+        ("Birth date", _date_in_words(text(source, "PatientBirthDate"))),
+        ("Sex", text(source, "PatientSex")),
+        ("Study date", _date_in_words(text(source, "StudyDate"))),
+        ("Accession number", text(source, "AccessionNumber")),
+        ("Study", text(source, "StudyDescription")),
+        ("Study ID", text(source, "StudyID")),
+    )
+
+
+def _name_in_words(name: str) -> str:
+    """A PN: "Yamada^Tarou=山田^太郎" as "Yamada, Tarou (山田 太郎)"."""
+    alphabetic, *others = name.split("=")
+    plain = " ".join(alphabetic.replace("^", ", ", 1).replace("^", " ").split()).strip(" ,")
+    further = [" ".join(other.replace("^", " ").split()) for other in others]
+    written = [other for other in further if other]
+    return f"{plain} ({', '.join(written)})".strip() if written else plain
+
+
+def _date_in_words(date: str) -> str:
+    return f"{date[:4]}-{date[4:6]}-{date[6:]}" if date else ""
+
+
+def _moment_in_words(date: str, time: str) -> str:
+    return f"{_date_in_words(date)} {time[:2]}:{time[2:4]}"
+
+
 # --- checks ------------------------------------------------------------------------------------
 
 
-def _check(given: _Input, results: Sequence[ResultObject]) -> None:
+def _check(given: _Input, results: Sequence[ResultObject], captures: Sequence[Capture]) -> None:
     """Everything `check_results` knows to check, with the report measured anew from the SEG."""
     analysis, grid = given.analysis, given.analysis.volume.grid
-    by_kind = {result.kind: result.dataset for result in results}
-    seg = by_kind.get("seg")
+    of_kind: dict[str, list[Dataset]] = {}
+    for result in results:
+        check_header(result.dataset, given.sources)
+        of_kind.setdefault(result.kind, []).append(result.dataset)
+    seg = _only(of_kind, "seg")
     if (seg is None) != (analysis.findings.lesion_count == 0):
         raise ResultCheckError("there is a Segmentation exactly when there are lesions")
-    for result in by_kind.values():
-        check_header(result, given.sources)
     labels = np.zeros(grid.shape, np.int32)
     if seg is not None:
         regions = _regions(given, analysis.findings)
@@ -450,8 +664,27 @@ def _check(given: _Input, results: Sequence[ResultObject]) -> None:
     again = measure(replace(analysis.lesions, labels=labels))
     if again != analysis.findings:
         raise ResultCheckError("the findings are not those of the Segmentation")
-    check_sr(by_kind["sr"], given.sources, seg, labels, _report(given, again))
-    _check_banner(given, by_kind)
+    sr = _only(of_kind, "sr")
+    if sr is None:
+        raise ResultCheckError("there is no report")
+    check_sr(sr, given.sources, seg, labels, _report(given, again))
+    images = of_kind.get("key-image", [])
+    if len(images) != len(captures):
+        raise ResultCheckError(f"{len(images)} key images of {len(captures)}")
+    for image, capture in zip(images, captures, strict=True):
+        check_key_image(image, given.sources, capture)
+    if (document := _only(of_kind, "pdf")) is not None:
+        check_pdf(document, given.sources, seg, _pdf_report(given, again).printed())
+    if (parametric_map := _only(of_kind, "probability")) is not None:
+        check_probability_map(parametric_map, given.sources, grid, analysis.lesions.probability)
+    _check_banner(given, of_kind)
+
+
+def _only(of_kind: Mapping[str, Sequence[Dataset]], kind: Kind) -> Dataset | None:
+    found = of_kind.get(kind, ())
+    if len(found) > 1:
+        raise ResultCheckError(f"{len(found)} objects of kind {kind} instead of one")
+    return found[0] if found else None
 
 
 def check_results(
@@ -467,18 +700,32 @@ def check_results(
         ResultCheckError: References, geometry, numbers, identity or UIDs are not what they must be.
     """
     read = [_stored(result) for result in results]
-    _check(_input(series, analysis, pack, settings), read)
+    given = _input(series, analysis, pack, settings)
+    drawn = any(result.kind == "key-image" for result in results)
+    _check(given, read, _captures(given) if drawn else ())
 
 
 def _stored(result: ResultObject) -> ResultObject:
     return replace(result, dataset=read_part10(result.content))
 
 
-def _check_banner(given: _Input, by_kind: Mapping[Kind, Dataset]) -> None:
-    research = given.pack.manifest.status == "research"
-    for kind, dataset in by_kind.items():
-        described = RESEARCH_BANNER in str(dataset.SeriesDescription)
-        if kind == "seg":
-            described = described and RESEARCH_BANNER in str(dataset.ContentDescription)
-        if described != research:
-            raise ResultCheckError(f"{kind} of a {given.pack.manifest.status} model: banner wrong")
+def _check_banner(given: _Input, of_kind: Mapping[str, Sequence[Dataset]]) -> None:
+    for kind, datasets in of_kind.items():
+        for dataset in datasets:
+            said = [RESEARCH_BANNER in str(dataset.SeriesDescription)]
+            if kind in ("seg", "probability"):
+                said.append(RESEARCH_BANNER in str(dataset.ContentDescription))
+            elif kind == "pdf":
+                said.append(RESEARCH_BANNER in str(dataset.DocumentTitle))
+                said.append(RESEARCH_BANNER in printed_strings(dataset.EncapsulatedDocument))
+            elif kind == "key-image":
+                said.append(_burned_in(dataset))
+            if any(one != given.research for one in said):
+                status = given.pack.manifest.status
+                raise ResultCheckError(f"{kind} of a {status} model: banner wrong")
+
+
+def _burned_in(image: Dataset) -> bool:
+    """Is the banner in the pixels, as it is drawn?"""
+    strip = banner_strip(RESEARCH_BANNER)
+    return bytes(image.PixelData[: strip.size]) == strip.tobytes()

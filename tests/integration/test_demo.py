@@ -22,7 +22,7 @@ from tests.integration.bright_pack import make_bright_pack
 
 pytestmark = pytest.mark.timeout(600)  # torch is loaded, a study analysed, twice over by some
 
-RESULT = {"overlay.png", "result.json", "seg.dcm", "sr.dcm"}
+RESULT = {"overlay.png", "result.json", "seg.dcm", "sr.dcm", "pdf.dcm", "report.pdf"}
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +79,16 @@ def command(model: Path, output: Path, *arguments: str) -> list[str]:
     return [*program, "--model", str(model), "--output", str(output), *arguments]
 
 
+def names_in(output: Path) -> set[str]:
+    """What the demo left beside the key images: an object and a picture of each, one at least."""
+    names = {path.name for path in output.iterdir()}
+    objects = {name for name in names if name.startswith("key-image-") and name.endswith(".dcm")}
+    pictures = {name.replace(".dcm", ".png") for name in objects}
+    assert objects
+    assert pictures <= names
+    return names - objects - pictures
+
+
 def processes_of(folder: Path) -> list[str]:
     """Command lines that name the folder: of the node, its workers, Orthanc."""
     found = []
@@ -110,7 +120,8 @@ def test_the_synthetic_study_goes_through_a_real_node_and_a_real_orthanc(
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("Dice against")]
     # The pack marks what is bright, and in this head only lesions are: better than .7.
     assert float(line.split(": ")[1].split()[0]) > 0.7
-    assert {path.name for path in output.iterdir()} == {*RESULT, "study"}
+    assert names_in(output) == {*RESULT, "study"}
+    assert (output / "report.pdf").read_bytes().startswith(b"%PDF-")
     findings = json.loads((output / "result.json").read_text())["findings"]
     assert findings["lesion_count"] >= 10
     assert list(temporary.iterdir()) == []
@@ -127,7 +138,7 @@ def test_a_study_of_ones_own_without_an_orthanc(
     said = capsys.readouterr().out
     assert "small archive of this program" in said
     assert "Dice" not in said  # nobody knows the truth of it
-    assert {path.name for path in (tmp_path / "out").iterdir()} == RESULT
+    assert names_in(tmp_path / "out") == RESULT
 
 
 def test_a_study_without_a_flair_is_no_success_and_no_failure(

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import SimpleITK
+from PIL import Image
 from scipy import ndimage
 
 from dicom.series import Series, read_series
@@ -26,11 +27,14 @@ Make = Callable[..., Any]
 Labels = npt.NDArray[np.int32]
 
 DCIODVFY, DCENTVFY, DSRDUMP = "/usr/bin/dciodvfy", "/usr/bin/dcentvfy", "/usr/bin/dsrdump"
+DCM2PDF, DCM2PNM = "/usr/bin/dcm2pdf", "/usr/bin/dcm2pnm"
+PDFTOTEXT = "/usr/bin/pdftotext"
+ALL_KINDS = ("key-image", "pdf", "probability")
 VENV = Path(sys.executable).parent
 
 pytestmark = pytest.mark.skipif(
-    not all(map(shutil.which, (DCIODVFY, DCENTVFY, DSRDUMP))),
-    reason="apt-get install dicom3tools dcmtk",
+    not all(map(shutil.which, (DCIODVFY, DCENTVFY, DSRDUMP, DCM2PDF, DCM2PNM, PDFTOTEXT))),
+    reason="apt-get install dicom3tools dcmtk poppler-utils",
 )
 
 
@@ -52,8 +56,9 @@ def complaints(program: str, *files: Path) -> list[str]:
 def written(results: tuple[ResultObject, ...], folder: Path) -> dict[str, Path]:
     paths: dict[str, Path] = {}
     for result in results:
-        paths[result.kind] = folder / f"{result.kind}.dcm"
-        paths[result.kind].write_bytes(result.content)
+        number = f"-{result.dataset.InstanceNumber}" if result.kind == "key-image" else ""
+        paths[f"{result.kind}{number}"] = folder / f"{result.kind}{number}.dcm"
+        paths[f"{result.kind}{number}"].write_bytes(result.content)
     return paths
 
 
@@ -63,21 +68,41 @@ def dcmqi_labels(seg: Path, grid: Grid, folder: Path) -> Labels:
     run(VENV / "segimage2itkimage", "--inputDICOM", seg, "--outputDirectory", folder,
         "--outputType", "nrrd", "--mergeSegments")  # fmt: skip
     (file,) = folder.glob("*.nrrd")
+    labels = np.zeros(grid.shape, np.int32)
+    found, on_ours = itk_voxels(file, grid, 0)
+    labels[tuple(on_ours.T)] = found
+    return labels
+
+
+def dcmqi_probability(parametric_map: Path, grid: Grid, folder: Path) -> npt.NDArray[np.float32]:
+    """What paramap2itkimage makes of a Parametric Map, put on our grid by its own geometry."""
+    folder.mkdir()
+    run(VENV / "paramap2itkimage", "--inputDICOM", parametric_map, "--outputDirectory", folder,
+        "--outputType", "nrrd")  # fmt: skip
+    (file,) = folder.glob("*.nrrd")
+    probability = np.full(grid.shape, np.nan, np.float32)
+    found, on_ours = itk_voxels(file, grid, -1)
+    probability[tuple(on_ours.T)] = found
+    return probability
+
+
+def itk_voxels(
+    file: Path, grid: Grid, above: float
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.int_]]:
+    """Values above a limit, and where they lie on our grid by the geometry of the file."""
     image: Any = SimpleITK.ReadImage(str(file))
-    array: Labels = SimpleITK.GetArrayFromImage(image)  # (slice, row, column) of its own grid
+    array = SimpleITK.GetArrayFromImage(image)  # (slice, row, column) of its own grid
     # Its axes, in (slice, row, column) order, and its origin, in ours.
     axes = np.array(image.GetDirection()).reshape(3, 3) * image.GetSpacing()
     theirs = np.eye(4)
     theirs[:3, :3], theirs[:3, 3] = axes[:, ::-1], image.GetOrigin()
     to_ours = np.linalg.inv(grid.affine) @ theirs
-    labels = np.zeros(grid.shape, np.int32)
-    indices = np.argwhere(array)
+    indices = np.argwhere(array > above)
     on_ours = indices @ to_ours[:3, :3].T + to_ours[:3, 3]
     nearest = np.rint(on_ours).astype(int)
     # Of a voxel. Their spacing between slices is a rounded decimal string.
     assert np.abs(on_ours - nearest).max() < 1e-3
-    labels[tuple(nearest.T)] = array[tuple(indices.T)]
-    return labels
+    return array[tuple(indices.T)], nearest
 
 
 def tid1500_numbers(sr: Path, folder: Path) -> dict[tuple[int, str], float]:
@@ -96,7 +121,8 @@ def tid1500_numbers(sr: Path, folder: Path) -> dict[tuple[int, str], float]:
 def judge(series: Series, labels: Labels, folder: Path) -> dict[str, Path]:
     """Everything a judge can say of the results of one series."""
     grid, _ = stack_grid(series)
-    results = build_results(series, analysed(series, labels), pack(), SETTINGS)
+    analysis = analysed(series, labels)
+    results = build_results(series, analysis, pack(), SETTINGS, ALL_KINDS)
     paths = written(results, folder)
     for path in paths.values():
         assert complaints(DCIODVFY, path) == []
@@ -125,7 +151,33 @@ def judge(series: Series, labels: Labels, folder: Path) -> dict[str, Path]:
     for number in measured:
         volume_ml = np.count_nonzero(held == number) * voxel_ml
         assert numbers[number, "118565006"] == pytest.approx(volume_ml, abs=6e-6)
+    probability = dcmqi_probability(paths["probability"], grid, folder / "map")
+    np.testing.assert_array_equal(probability, analysis.lesions.probability)
+    judge_pictures_and_document(results, paths, numbers, folder)
     return paths
+
+
+def judge_pictures_and_document(
+    results: tuple[ResultObject, ...],
+    paths: dict[str, Path],
+    numbers: dict[tuple[int, str], float],
+    folder: Path,
+) -> None:
+    """DCMTK draws the key images as they were drawn; poppler finds the numbers of the report."""
+    for result in results:
+        if result.kind == "key-image":
+            path = paths[f"key-image-{result.dataset.InstanceNumber}"]
+            run(DCM2PNM, path, path.with_suffix(".ppm"))
+            drawn = np.array(Image.open(path.with_suffix(".ppm")))
+            np.testing.assert_array_equal(drawn, result.dataset.pixel_array)
+    run(DCM2PDF, paths["pdf"], folder / "report.pdf")
+    (document,) = (result.dataset for result in results if result.kind == "pdf")
+    assert (folder / "report.pdf").read_bytes() == document.EncapsulatedDocument
+    said = " ".join(run(PDFTOTEXT, "-layout", folder / "report.pdf", "-").split())
+    assert f"{numbers[0, '118565006']:.2f} ml {numbers[0, '246206008']:.0f} " in said
+    for (number, code), value in numbers.items():
+        if number and code == "118565006":
+            assert re.search(rf" {number} not assessed {value:.3f} ", said)
 
 
 def test_judges_agree_on_an_oblique_anisotropic_phantom(
@@ -144,7 +196,7 @@ def test_judges_agree_on_another_obliquity_and_a_single_lesion(
 
 def test_judges_agree_that_nothing_was_found(make_flair_series: Make, tmp_path: Path) -> None:
     paths = judge(make_flair_series().series, no_lesions(), tmp_path)
-    assert set(paths) == {"sr"}
+    assert set(paths) == {"sr", "key-image-1", "pdf", "probability"}
 
 
 def test_judges_agree_when_slices_arrive_in_reverse(

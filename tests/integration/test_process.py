@@ -53,7 +53,9 @@ def test_the_report_keeps_the_contract(once: tuple[dict[str, Any], Path]) -> Non
         report["findings"]["lesions"][0].keys()
     )
     assert {"verdict", "flags"} <= report["quality"].keys()
-    assert [one["kind"] for one in report["outputs"]] == ["seg", "sr"]
+    kinds = [one["kind"] for one in report["outputs"]]
+    assert list(dict.fromkeys(kinds)) == ["seg", "sr", "key-image", "pdf"]
+    assert len({one["path"] for one in report["outputs"]}) == len(kinds)
     assert all(Path(one["path"]).is_file() for one in report["outputs"])
     assert report["timing_s"]["total"] > 0
     assert json.loads((output / "result.json").read_text()) == report

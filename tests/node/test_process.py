@@ -54,6 +54,15 @@ def test_wrong_arguments_are_status_2(capsys: pytest.CaptureFixture[str]) -> Non
     assert "usage" in capsys.readouterr().err
 
 
+def test_a_kind_of_result_that_does_not_exist_is_status_2_and_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["process", str(tmp_path), "--output", str(tmp_path), "--kinds", "pdf,jpeg"])
+    assert end.value.code == 2
+    assert "'jpeg' is no kind of result" in capsys.readouterr().err
+
+
 def test_a_wrong_settings_file_is_status_2_and_names_the_key(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -52,7 +52,13 @@ def archived(written: FlairSeries, labels: np.ndarray) -> Archived:
 
 @pytest.fixture
 def result(make_flair_series: Callable[..., FlairSeries]) -> Archived:
-    return archived(make_flair_series(), three_lesions())
+    # Made once, and its images stay on disk: everything here only reads it.
+    if not _archived:
+        _archived.append(archived(make_flair_series(), three_lesions()))
+    return _archived[0]
+
+
+_archived: list[Archived] = []
 
 
 def refused(result: Archived, kind: str, change: Callable[[Dataset], None], match: str) -> None:
@@ -68,17 +74,46 @@ def test_voxels_and_volumes_are_those_that_were_measured(result: Archived) -> No
     assert read.volumes_ml == pytest.approx((210 * voxel_ml, 19 * voxel_ml, voxel_ml))
 
 
-def test_a_result_without_lesions_is_a_report_alone(
+def test_pictures_and_document_are_at_hand(result: Archived) -> None:
+    read = read_back(result.series, result.contents, result.contents, result.held)
+    assert [picture.shape for picture in read.pictures] == [(1024, 1024, 3)] * 3
+    assert read.pdf is not None
+    assert read.pdf.startswith(b"%PDF-")
+
+
+def test_the_document_of_another_result_is_noticed(
+    result: Archived, make_flair_series: Callable[..., FlairSeries]
+) -> None:
+    two = archived(make_flair_series(), np.where(three_lesions() == 3, 0, three_lesions()))
+    other = next(
+        one for one in map(read_part10, two.contents) if "EncapsulatedDocument" in one
+    ).EncapsulatedDocument
+
+    def exchange(document: Dataset) -> None:
+        document.EncapsulatedDocument = other
+
+    refused(result, "DOC", exchange, "the PDF does not print 3, lesion 3")
+
+
+def test_a_picture_of_images_that_were_not_analysed_is_noticed(result: Archived) -> None:
+    def rename(image: Dataset) -> None:
+        image.SourceImageSequence[0].ReferencedSOPInstanceUID = image.SOPInstanceUID
+
+    refused(result, "OT", rename, "names images that were not analysed")
+
+
+def test_a_result_without_lesions_has_no_segmentation(
     make_flair_series: Callable[..., FlairSeries],
 ) -> None:
     none = archived(make_flair_series(), no_lesions())
     read = read_back(none.series, none.contents, none.contents, none.held)
     assert read.volumes_ml == ()
     assert not read.labels.any()
+    assert len(read.pictures) == 1
 
 
 def test_an_object_that_the_archive_lost_or_changed_is_noticed(result: Archived) -> None:
-    with pytest.raises(ResultCheckError, match="1 objects in the archive, 2 were made"):
+    with pytest.raises(ResultCheckError, match="5 objects in the archive, 6 were made"):
         read_back(result.series, result.contents[1:], result.contents, result.held)
 
     def rename(one: Dataset) -> None:

@@ -7,12 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 from pydicom.dataset import Dataset
+from skimage.color import lab2rgb
 
+from dicom.checks import printed_strings
 from dicom.errors import InconsistentSeriesError, ResultCheckError
 from dicom.identity import is_own_result
 from dicom.part10 import part10_bytes, read_part10
 from dicom.series import Series
+from pipeline.appearance import colour_rgb
 from pipeline.brain import BrainMask
+from pipeline.flow import Analysis
 from pipeline.quality import Flag, Quality
 from pipeline.results import (
     COLOURS_CIELAB,
@@ -33,13 +37,29 @@ from tests.pipeline.analysed import (
 
 Make = Callable[..., Any]
 
+ALL_KINDS = ("key-image", "pdf", "probability")
+
 
 def results_of(series: Series, **changes: Any) -> tuple[ResultObject, ...]:  # noqa: ANN401
     labels = changes.pop("labels", three_lesions())
     quality = changes.pop("quality", None)
     analysis = analysed(series, labels, quality) if quality else analysed(series, labels)
     settings = changes.pop("settings", SETTINGS)
-    return build_results(series, analysis, changes.pop("pack", pack()), settings)
+    kinds = changes.pop("kinds", ())  # Segmentation and report are always there
+    return build_results(series, analysis, changes.pop("pack", pack()), settings, kinds)
+
+
+_stored: list[tuple[Series, Analysis, tuple[ResultObject, ...]]] = []
+
+
+def stored(make: Make) -> tuple[Series, Analysis, list[ResultObject]]:
+    """A whole result, made once for all that only look at it."""
+    if not _stored:
+        series = make().series
+        analysis = analysed(series, three_lesions())
+        _stored.append((series, analysis, build_results(series, analysis, pack(), SETTINGS)))
+    series, analysis, results = _stored[0]
+    return series, analysis, list(results)
 
 
 def summary(result: ResultObject) -> list[str]:
@@ -84,6 +104,63 @@ def test_no_lesion_gives_a_report_alone_that_says_so(make_flair_series: Make) ->
     assert "111242" not in values
 
 
+def test_pictures_and_document_follow_by_default_and_a_probability_map_on_request(
+    make_flair_series: Make,
+) -> None:
+    series = make_flair_series().series
+    analysis = analysed(series, three_lesions())
+    plain = build_results(series, analysis, pack(), SETTINGS)
+    # Overview, largest, lowest probability.
+    kinds = ["seg", "sr", "key-image", "key-image", "key-image", "pdf"]
+    assert [result.kind for result in plain] == kinds
+    assert [r.dataset.InstanceNumber for r in plain if r.kind == "key-image"] == [1, 2, 3]
+    assert [r.dataset.SeriesNumber for r in plain] == [9001, 9002, 9003, 9003, 9003, 9004]
+    everything = build_results(series, analysis, pack(), SETTINGS, ALL_KINDS)
+    # What else is made changes no object.
+    assert [r.content for r in everything[:-1]] == [r.content for r in plain]
+    assert everything[-1].kind == "probability"
+    assert everything[-1].dataset.SeriesNumber == 9005
+
+
+def test_no_lesion_gives_one_picture_and_a_document_that_say_so(make_flair_series: Make) -> None:
+    results = results_of(make_flair_series().series, labels=no_lesions(), kinds=ALL_KINDS)
+    assert [result.kind for result in results] == ["sr", "key-image", "pdf", "probability"]
+    said = "No lesions found by the software: 0 lesions, 0 ml. The series was analysed."
+    assert results[1].dataset.ImageComments == said
+    assert said in printed_strings(results[2].dataset.EncapsulatedDocument)
+
+
+def test_the_document_prints_the_findings_and_the_identity_that_the_archive_knows(
+    make_flair_series: Make,
+) -> None:
+    document = results_of(make_flair_series().series, kinds=["pdf"])[-1].dataset
+    printed = printed_strings(document.EncapsulatedDocument)
+    joined = " ".join(printed)
+    # 230 voxels of 2.4375 mm3; the third lesion is one pixel of .75 mm.
+    assert "0.56 ml total volume 3 lesions 2 of them at least 3 mm long" in joined
+    assert "1 not assessed 0.512 7.2 3 to 5 0.88" in joined
+    for said in ("Phantom, Flair", "TEST-1", "1970-01-01", "2024-01-02", "ACC001", "MR head"):
+        assert said in printed
+    assert "4: t2 flair tra" in printed
+    assert "Quality check: REVIEW" in joined
+    assert "5a" * 32 in printed
+    assert "Useless." in printed
+
+
+def test_no_name_and_no_identifier_is_burned_into_a_picture(make_flair_series: Make) -> None:
+    """The pixels are those of the same images of another patient."""
+    one = results_of(make_flair_series().series, kinds=["key-image"])
+    other = results_of(
+        make_flair_series(
+            patient_name="Somebody^Else", patient_id="X", overrides={"AccessionNumber": "B"}
+        ).series,
+        kinds=["key-image"],
+    )
+    for first, second in zip(one[2:], other[2:], strict=True):
+        assert first.dataset.PixelData == second.dataset.PixelData
+        assert first.sop_instance_uid != second.sop_instance_uid
+
+
 def test_a_failed_quality_gives_no_result(make_flair_series: Make) -> None:
     fail = Quality((Flag("noise", "Noise.", "fail"),))
     with pytest.raises(ResultCheckError, match="fail"):
@@ -100,13 +177,16 @@ def test_our_results_are_recognised_as_ours(make_flair_series: Make) -> None:
 def test_the_same_series_in_any_order_gives_the_same_bytes(make_flair_series: Make) -> None:
     series = make_flair_series().series
     turned = replace(series, instances=tuple(reversed(series.instances)))
-    first, again = results_of(series), results_of(turned)
+    first, again = results_of(series, kinds=ALL_KINDS), results_of(turned, kinds=ALL_KINDS)
     assert [r.content for r in first] == [r.content for r in again]
 
 
 def test_all_uids_of_a_result_differ_and_are_short(make_flair_series: Make) -> None:
-    found = uids(results_of(make_flair_series().series))
-    assert len(set(found)) == len(found) == 4 + 3
+    results = results_of(make_flair_series().series, kinds=ALL_KINDS)
+    found = [result.sop_instance_uid for result in results]
+    found += sorted({str(result.dataset.SeriesInstanceUID) for result in results})
+    found += [str(one.TrackingUID) for one in results[0].dataset.SegmentSequence]
+    assert len(set(found)) == len(found) == 7 + 5 + 3
     assert all(uid.startswith("2.25.") and len(uid) <= 44 for uid in found)
 
 
@@ -203,7 +283,7 @@ def test_a_supplied_brain_mask_is_named_as_such(make_flair_series: Make) -> None
     series = make_flair_series().series
     analysis = analysed(series, three_lesions())
     supplied = BrainMask(analysis.brain.mask, analysis.brain.grid, "supplied", "")
-    report = build_results(series, replace(analysis, brain=supplied), pack(), SETTINGS)[-1]
+    report = build_results(series, replace(analysis, brain=supplied), pack(), SETTINGS, ())[-1]
     assert any(words.startswith("Brain mask: supplied") for words in summary(report))
 
 
@@ -211,9 +291,12 @@ def test_only_a_research_model_has_the_banner_and_has_it_in_every_object(
     make_flair_series: Make,
 ) -> None:
     series = make_flair_series().series
-    research, clinical = results_of(series), results_of(series, pack=pack("clinical"))
+    research = results_of(series, kinds=ALL_KINDS)
+    clinical = results_of(series, pack=pack("clinical"), kinds=ALL_KINDS)
     for result in research:
         assert RESEARCH_BANNER in result.dataset.SeriesDescription
+    assert RESEARCH_BANNER in research[-1].dataset.ContentDescription
+    assert RESEARCH_BANNER in printed_strings(research[-2].dataset.EncapsulatedDocument)
     assert RESEARCH_BANNER in research[0].dataset.ContentDescription
     assert research[0].dataset.ContentLabel == "RESEARCH_LESIONS"
     for result in clinical:
@@ -223,9 +306,10 @@ def test_only_a_research_model_has_the_banner_and_has_it_in_every_object(
 
 def test_long_texts_stay_within_the_lengths_of_their_attributes(make_flair_series: Make) -> None:
     long = pack(name="m" * 64, version="1" * 32)
-    seg = results_of(make_flair_series().series, pack=long)[0].dataset
-    limits = {"LO": 64, "SH": 16, "CS": 16}
-    for element in seg.iterall():
+    results = results_of(make_flair_series().series, pack=long, kinds=ALL_KINDS)
+    limits = {"LO": 64, "SH": 16, "CS": 16, "ST": 1024}
+    elements = [e for r in results if r.kind != "sr" for e in r.dataset.iterall()]
+    for element in elements:
         if element.VR in limits and element.value:
             several = element.value if element.VM > 1 else [element.value]
             assert all(len(str(one)) <= limits[element.VR] for one in several), element.keyword
@@ -238,6 +322,16 @@ def test_many_lesions_have_a_line_each_up_to_twenty(make_flair_series: Make) -> 
     said = summary(results_of(make_flair_series().series, labels=labels)[-1])
     assert sum(words.startswith("Lesion ") for words in said) == 20
     assert "4 more, all smaller: see the measurements below." in said
+
+
+def test_pictures_have_the_colours_that_the_segmentation_recommends(
+    make_flair_series: Make,
+) -> None:
+    for segment in results_of(make_flair_series().series)[0].dataset.SegmentSequence:
+        lightness, a, b = segment.RecommendedDisplayCIELabValue  # PS3.3 C.10.7.1.1
+        lab = np.array([lightness * 100 / 65535, a * 255 / 65535 - 128, b * 255 / 65535 - 128])
+        recommended = 255 * lab2rgb(lab)
+        assert np.abs(recommended - colour_rgb(segment.SegmentNumber)).max() < 1
 
 
 def test_more_lesions_than_colours_start_the_colours_again(make_flair_series: Make) -> None:
@@ -295,24 +389,38 @@ def _other_patient(dataset: Dataset) -> None:
     dataset.PatientID = "TEST-2"
 
 
+def _without_strip(dataset: Dataset) -> None:
+    dataset.PixelData = bytes(1024 * 44 * 3) + dataset.PixelData[1024 * 44 * 3 :]
+
+
+def _another_document(dataset: Dataset) -> None:
+    dataset.EncapsulatedDocument = dataset.EncapsulatedDocument.replace(b"stream", b"strxxm")
+
+
+@pytest.mark.parametrize(("kind", "change"), [(2, _without_strip), (5, _another_document)])
+def test_a_stored_picture_or_document_that_changed_is_not_sent(
+    make_flair_series: Make, kind: int, change: Callable[[Dataset], None]
+) -> None:
+    series, analysis, results = stored(make_flair_series)
+    results[kind] = _tampered(results[kind], change)
+    with pytest.raises(ResultCheckError):
+        check_results(results, series, analysis, pack(), SETTINGS)
+
+
 @pytest.mark.parametrize("change", [_without_banner, _other_patient])
-@pytest.mark.parametrize("index", [0, 1])
+@pytest.mark.parametrize("index", [0, 1, 2, 5])
 def test_stored_results_are_checked_again_before_they_are_sent(
     make_flair_series: Make, change: Callable[[Dataset], None], index: int
 ) -> None:
-    series = make_flair_series().series
-    analysis = analysed(series, three_lesions())
-    results = list(build_results(series, analysis, pack(), SETTINGS))
-    check_results(results, series, analysis, pack(), SETTINGS)
+    series, analysis, results = stored(make_flair_series)
     results[index] = _tampered(results[index], change)
     with pytest.raises(ResultCheckError):
         check_results(results, series, analysis, pack(), SETTINGS)
 
 
 def test_a_missing_segmentation_is_noticed(make_flair_series: Make) -> None:
-    series = make_flair_series().series
-    analysis = analysed(series, three_lesions())
-    results = build_results(series, analysis, pack(), SETTINGS)
+    series, analysis, results = stored(make_flair_series)
+    check_results(results, series, analysis, pack(), SETTINGS)
     with pytest.raises(ResultCheckError, match="exactly when"):
         check_results(results[1:], series, analysis, pack(), SETTINGS)
 
