@@ -67,6 +67,15 @@ def has_value(dataset: Dataset, keyword: str) -> bool:
     return dataset.get_item(keyword).value not in (None, "", b"", [])
 
 
+def items(dataset: Dataset, keyword: str) -> tuple[Dataset, ...]:
+    """Items of a sequence; () if it is absent, empty or no sequence."""
+    try:
+        found = dataset.get(keyword)
+    except _CONVERSION_ERRORS:
+        return ()
+    return tuple(found) if isinstance(found, Sequence) else ()
+
+
 def required_text(dataset: Dataset, keyword: str) -> str:
     """`text`, never empty.
 

@@ -24,6 +24,7 @@ from pydicom.valuerep import DA, TM, VR
 
 from dicom.attributes import numbers, required_text, text, values
 from dicom.errors import SeriesError
+from dicom.frames import FRAME_NUMBER
 
 MANUFACTURER: Final = "flairnode"
 """Of every object we make: by it our own results are recognised."""
@@ -60,6 +61,7 @@ DESCRIPTION: Final = (
 _IMAGE: Final = (
     "SOPClassUID",
     "SOPInstanceUID",
+    FRAME_NUMBER,
     "SeriesInstanceUID",
     "Modality",
     "FrameOfReferenceUID",
@@ -116,6 +118,9 @@ class UndecodableTextError(SeriesError):
 
 def normalised_header(header: Dataset) -> Dataset:
     """What a result takes over from an image, as a new dataset that shares nothing with `header`.
+
+    Of one slice of an Enhanced object take the flat header (`dicom.frames`): what comes back then
+    holds the number of the frame, as a reference to it must give it (`dicom.frames.frame_number`).
 
     Text is UTF-8, whatever the source was in (highdicom refuses multi-valued character sets). A
     date, time, sex or age that breaks its format is empty: it is not repaired by guessing. A
@@ -174,7 +179,7 @@ def _add(normalised: Dataset, keyword: str, header: Dataset) -> None:
         value = _transcoded(header, keyword)
     elif vr in (VR.DS, VR.IS, VR.US):
         found = numbers(header, keyword) or ()
-        plain = [int(number) for number in found] if vr == VR.US else list(found)
+        plain = list(found) if vr == VR.DS else [int(number) for number in found]
         value = plain[0] if len(plain) == 1 else plain or None
     else:
         value = _plain(keyword, header)

@@ -20,6 +20,7 @@ from scipy import ndimage
 from dicom.series import Series, read_series
 from dicom.volume import Grid, read_volume, stack_grid
 from pipeline.results import ResultObject, build_results
+from tests.enhanced import write_enhanced
 from tests.pipeline.analysed import SETTINGS, analysed, no_lesions, pack, three_lesions
 
 Make = Callable[..., Any]
@@ -152,6 +153,17 @@ def test_judges_agree_when_slices_arrive_in_reverse(
 ) -> None:
     made = make_flair_series(instance_numbers=range(10, 0, -1))
     judge(made.series, three_lesions(), tmp_path)
+
+
+@pytest.mark.parametrize("objects", [1, 2])
+@pytest.mark.parametrize("order", [None, tuple(range(9, -1, -1))])
+def test_judges_agree_on_enhanced_multi_frame_sources(
+    make_flair_series: Make, tmp_path: Path, order: tuple[int, ...] | None, objects: int
+) -> None:
+    series = write_enhanced(make_flair_series(), tmp_path / "e", order=order, objects=objects)
+    paths = judge(series, three_lesions(), tmp_path)
+    dumped = run("/usr/bin/dcmdump", "+P", "0008,1160", paths["seg"])
+    assert len(re.findall(r"ReferencedFrameNumber", dumped)) == 6
 
 
 @pytest.mark.parametrize(
