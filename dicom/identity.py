@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable
 from typing import Final
 
-from pydicom import config
+from pydicom import charset, config
 from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
@@ -108,6 +108,15 @@ LONGEST_DESCRIPTION: Final = 64  # characters of a Long String, PS3.5 table 6.2-
 _NO_DATE, _NO_TIME = "19000101", "000000"  # of images without any date: some must be given
 _AGE = re.compile(r"\d{3}[DWMY]")
 _UNDECODABLE = "\N{REPLACEMENT CHARACTER}"
+_ESCAPE = "\x1b"  # of a code extension that is not declared
+
+
+# Names of Python's codecs too, which some toolkits write.
+_KNOWN_SETS = frozenset(
+    re.sub(r"[ _-]", "", term).upper()
+    for term in (*charset.python_encoding, *charset.python_encoding.values())
+)
+_LATIN_1 = frozenset({"", "ISOIR6", "ISOIR100", "ISO2022IR6", "ISO2022IR100", "ISO88591", "LATIN1"})
 
 
 class UndecodableTextError(SeriesError):
@@ -124,11 +133,11 @@ def normalised_header(header: Dataset) -> Dataset:
 
     Text is UTF-8, whatever the source was in (highdicom refuses multi-valued character sets). A
     date, time, sex or age that breaks its format is empty: it is not repaired by guessing. A
-    description that is too long is cut.
+    description that is too long is cut, one that is not in the declared character set is left out.
 
     Raises:
         MissingAttributeError: A UID is absent.
-        UndecodableTextError: Text is not in the declared character set.
+        UndecodableTextError: What identifies is not text in the declared character set.
     """
     normalised = Dataset()
     normalised.SpecificCharacterSet = UTF_8
@@ -189,7 +198,9 @@ def _add(normalised: Dataset, keyword: str, header: Dataset) -> None:
 
 def _plain(keyword: str, header: Dataset) -> str:
     found = text(header, keyword)
-    if _UNDECODABLE in found:
+    if not _is_as_declared(found, header):
+        if keyword in DESCRIPTION:
+            return ""
         raise UndecodableTextError(f"{keyword} is not text in the declared character set")
     match keyword:
         case "PatientBirthDate" | "StudyDate":
@@ -207,6 +218,35 @@ def _plain(keyword: str, header: Dataset) -> str:
             # Descriptions may be cut, what identifies may not.
             return "\\".join(value[:LONGEST_DESCRIPTION] for value in found.split("\\"))
     return found
+
+
+def _is_as_declared(found: str, header: Dataset) -> bool:
+    """Can the text have been written in the character set that the header declares?
+
+    Where none is declared, letters beyond ASCII are read as Latin-1: old scanners mean that. They
+    are not where they are UTF-8 too, for no name reads so in Latin-1.
+    """
+    if found.isascii():
+        return _ESCAPE not in found
+    declared = values(header, "SpecificCharacterSet")
+    if _UNDECODABLE in found or not all(map(_is_known, declared)):
+        return False
+    if declared and not {_bare(term) for term in declared} <= _LATIN_1:
+        return True
+    try:
+        found.encode("latin-1").decode("utf-8")
+    except UnicodeError:
+        return True
+    return False
+
+
+def _is_known(term: str) -> bool:
+    return term == "" or _bare(term) in _KNOWN_SETS
+
+
+def _bare(term: str) -> str:
+    """A defined term without what senders get wrong in it: "ISO-IR 100", "ISO_IR_100"."""
+    return re.sub(r"[ _-]", "", term).upper()
 
 
 def _date(found: str) -> str:

@@ -172,6 +172,9 @@ def test_judges_agree_on_enhanced_multi_frame_sources(
         ("ISO_IR 192", "Größe^Jürgen"),
         ("ISO_IR 100", "Größe^Jürgen"),
         (["", "ISO 2022 IR 87"], "Yamada^Tarou=山田^太郎=やまだ^たろう"),
+        (["", "ISO 2022 IR 149"], "Hong^Gildong=洪^吉洞=홍^길동"),
+        ("GB18030", "Wang^XiaoDong=王^小东"),
+        ("ISO_IR 126", "Διονυσιος"),
     ],
 )
 def test_judges_read_names_in_any_script(
@@ -183,6 +186,14 @@ def test_judges_read_names_in_any_script(
     found = re.search(r"\[(.*?)\s*\]", dumped)
     assert found is not None
     assert found.group(1) == name
+
+
+@pytest.mark.parametrize("told", [{}, {"LossyImageCompressionRatio": "8"}])
+def test_judges_accept_results_of_images_that_were_compressed_with_loss(
+    make_flair_series: Make, tmp_path: Path, told: dict[str, str]
+) -> None:
+    made = make_flair_series(overrides={"LossyImageCompression": "01", **told})
+    judge(made.series, three_lesions(), tmp_path)
 
 
 @pytest.mark.timeout(180)  # dcentvfy reads 38 files; a minute on a machine that does much else
