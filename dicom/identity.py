@@ -15,14 +15,14 @@ from collections.abc import Iterable
 from typing import Final
 
 from pydicom import charset, config
-from pydicom.datadict import dictionary_VR
+from pydicom.datadict import dictionary_VR, keyword_for_tag
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 from pydicom.tag import Tag
 from pydicom.valuerep import DA, TM, VR
 
-from dicom.attributes import numbers, required_text, text, values
+from dicom.attributes import items, numbers, required_text, text, values
 from dicom.errors import SeriesError
 from dicom.frames import FRAME_NUMBER
 
@@ -267,12 +267,13 @@ def _time(found: str) -> str:
 
 
 def _transcoded(header: Dataset, keyword: str) -> Sequence:
-    items = []
-    for item in header[keyword].value or ():
+    copies = []
+    for item in items(header, keyword):
         copy = Dataset()
-        for element in item:
-            if element.keyword and element.VR in (VR.LO, VR.SH, VR.UT, VR.CS, VR.UI, VR.LT, VR.ST):
-                found = "\\".join(values(item, element.keyword))
-                copy.add(DataElement(element.tag, element.VR, found, validation_mode=config.IGNORE))
-        items.append(copy)
-    return Sequence(items)
+        for tag in list(item.keys()):
+            name = keyword_for_tag(tag)
+            vr = dictionary_VR(tag) if name else ""
+            if vr in (VR.LO, VR.SH, VR.UT, VR.CS, VR.UI, VR.LT, VR.ST):
+                copy.add(DataElement(tag, vr, text(item, name), validation_mode=config.IGNORE))
+        copies.append(copy)
+    return Sequence(copies)

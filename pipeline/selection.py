@@ -14,6 +14,7 @@ from math import exp, log
 from typing import Any
 
 import numpy as np
+from pydicom import config
 from pydicom.dataset import Dataset
 from pydicom.uid import (
     UID,
@@ -316,7 +317,7 @@ def _require_slices(count: int, settings: SelectionSettings) -> None:
 
 def _not_an_mr_image(series: Series) -> _Refusal | None:
     header = series.header
-    sop_class = UID(text(header, "SOPClassUID"))
+    sop_class = UID(text(header, "SOPClassUID"), config.IGNORE)  # else pydicom logs a wrong one
     if sop_class in _MR_IMAGES:
         modality = text(header, "Modality")
         if modality in ("MR", ""):
