@@ -178,8 +178,7 @@ def _spread(groups: Dataset, flat: Dataset) -> None:
 
 def _say_it_as_classic_images_do(flat: Dataset) -> None:
     """Attributes that Enhanced MR renamed (PS3.3 C.8.13), under the names of the MR Image IOD."""
-    if has_value(flat, "FrameType"):
-        _set(flat, "ImageType", list(values(flat, "FrameType")))
+    _set(flat, "ImageType", _image_type(flat))
     for classic, enhanced in (
         ("EchoTime", "EffectiveEchoTime"),
         ("InversionTime", "InversionTimes"),
@@ -205,6 +204,18 @@ def _say_it_as_classic_images_do(flat: Dataset) -> None:
     for agent in items(flat, "ContrastBolusAgentSequence")[:1]:
         if not has_value(flat, "ContrastBolusAgent"):
             _set(flat, "ContrastBolusAgent", text(agent, "CodeMeaning")[:64])
+
+
+def _image_type(flat: Dataset) -> list[str]:
+    """With what Enhanced MR says elsewhere and a classic image in its third and later values."""
+    found = list(values(flat, "FrameType") or values(flat, "ImageType"))
+    component = text(flat, "ComplexImageComponent").upper()
+    if len(found) > 2 and component not in ("", "MAGNITUDE"):
+        found[2] = component
+    technique = text(flat, "VolumeBasedCalculationTechnique").upper()
+    if found and technique not in ("", "NONE"):
+        found.append(technique)
+    return found
 
 
 def _scanning_sequence(flat: Dataset) -> Iterator[str]:

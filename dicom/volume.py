@@ -344,7 +344,7 @@ def _refuse_several_orientations(directions: _Points) -> None:
         sizes.append(int(np.count_nonzero(alike & left)))
         left &= ~alike
     if min(sizes) >= FEWEST_SLICES:
-        counted = " and ".join(str(size) for size in sizes)
+        counted = " and ".join(str(size) for size in sorted(sizes, reverse=True))
         raise SeveralStacksError(f"stacks of {counted} slices in {len(sizes)} orientations")
 
 

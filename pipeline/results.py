@@ -41,8 +41,9 @@ from pipeline.brain import BrainMask
 from pipeline.findings import Findings, Lesion, measure
 from pipeline.flow import Analysis
 from pipeline.model_pack import Manifest, ModelPack
+from pipeline.orientation import axial_view
 
-RESULT_REVISION: Final = "1"
+RESULT_REVISION: Final = "2"
 """Raised when the same input gives other objects: it enters every UID of them."""
 
 RESEARCH_BANNER: Final = "RESEARCH - NOT FOR CLINICAL USE"
@@ -399,8 +400,10 @@ def _lesions_in_words(given: _Input, findings: Findings) -> tuple[str, ...]:
 def _analysed_in_words(given: _Input) -> str:
     slices, rows, columns = given.analysis.volume.grid.shape
     slice_mm, row_mm, column_mm = given.analysis.volume.grid.spacing_mm
+    acquired = axial_view(given.analysis.volume.grid).acquired
+    plane = "" if acquired == "axial" else f"{acquired} "
     return (
-        f"Analysed: series {given.series_number}, {slices} slices {slice_mm:.2f} mm apart, "
+        f"Analysed: series {given.series_number}, {slices} {plane}slices {slice_mm:.2f} mm apart, "
         f"{rows} x {columns} pixels of {row_mm:.2f} x {column_mm:.2f} mm."
     )
 

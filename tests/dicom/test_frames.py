@@ -171,6 +171,25 @@ def test_a_flat_header_holds_physics_under_its_classic_names(
     assert len(as_classic(series).instances) == 10
 
 
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ({"ComplexImageComponent": "PHASE"}, ("ORIGINAL", "PRIMARY", "PHASE", "NONE")),
+        (
+            {"VolumeBasedCalculationTechnique": "MAX_IP"},
+            ("ORIGINAL", "PRIMARY", "M", "NONE", "MAX_IP"),
+        ),
+        ({"VolumeBasedCalculationTechnique": "NONE"}, ("ORIGINAL", "PRIMARY", "M", "NONE")),
+    ],
+)
+def test_a_flat_image_type_tells_of_phase_images_and_projections(
+    make_flair_series: Make, tmp_path: Path, said: dict[str, str], expected: tuple[str, ...]
+) -> None:
+    repeats = [{"MRImageFrameTypeSequence": said}]
+    series = write_enhanced(make_flair_series(), tmp_path / "e", repeats=repeats)
+    assert {values(frame.header, "ImageType") for frame in frames_of(series)} == {expected}
+
+
 def test_no_functional_group_changes_whose_images_these_are(
     make_flair_series: Make, tmp_path: Path
 ) -> None:
