@@ -143,6 +143,16 @@ def test_judges_agree_on_another_obliquity_and_a_single_lesion(
     judge(made.series, labels, tmp_path)
 
 
+@pytest.mark.parametrize(
+    "degrees", [(0.0, 90.0, 0.0), (84.0, 3.0, -5.0)], ids=["sagittal", "coronal"]
+)
+def test_judges_agree_on_sagittal_and_coronal_slices(
+    make_flair_series: Make, tmp_path: Path, degrees: tuple[float, float, float]
+) -> None:
+    made = make_flair_series(degrees_about_xyz=degrees, spacing_mm=(1.1, 0.9, 0.75))
+    judge(made.series, three_lesions(), tmp_path)
+
+
 def test_judges_agree_that_nothing_was_found(make_flair_series: Make, tmp_path: Path) -> None:
     paths = judge(make_flair_series().series, no_lesions(), tmp_path)
     assert set(paths) == {"sr"}
