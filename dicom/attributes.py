@@ -27,6 +27,7 @@ _CONVERSION_ERRORS = (
     EOFError,
     LookupError,
     NotImplementedError,
+    OSError,  # a sequence whose items run on beyond its end
     TypeError,
     ValueError,
     struct.error,
@@ -65,6 +66,17 @@ def has_value(dataset: Dataset, keyword: str) -> bool:
     if keyword not in dataset:
         return False
     return dataset.get_item(keyword).value not in (None, "", b"", [])
+
+
+def items(dataset: Dataset, keyword: str) -> tuple[Dataset, ...]:
+    """Items of a sequence; () if it is absent, empty or no sequence."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            found = dataset.get(keyword)
+        except _CONVERSION_ERRORS:
+            return ()
+    return tuple(found) if isinstance(found, Sequence) else ()
 
 
 def required_text(dataset: Dataset, keyword: str) -> str:

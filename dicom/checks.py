@@ -28,6 +28,7 @@ from pydicom.valuerep import VR
 
 from dicom import codes
 from dicom.errors import ResultCheckError
+from dicom.frames import frame_number
 from dicom.identity import DESCRIPTION, IDENTITY, MANUFACTURER, UTF_8
 from dicom.outline import Footprint, footprints
 from dicom.probability_map import Probability
@@ -45,6 +46,8 @@ _STREAM = re.compile(rb"stream\r?\n(.*?)endstream", re.DOTALL)
 _SHOWN = re.compile(rb"\(((?:\\.|[^\\()])*)\)\s*Tj", re.DOTALL)
 _ESCAPE = re.compile(rb"\\([0-7]{1,3}|.)", re.DOTALL)
 _TOTALS, _VOLUMETRIC, _PLANAR = "1501", "1411", "1410"
+Image = tuple[str, str, tuple[int, ...]]
+"""SOP Class UID, SOP Instance UID, and the frames that are meant; none: the whole object."""
 _ROUND_TRIP = 1e-9  # relative: a number to a decimal string and back
 
 
@@ -115,8 +118,9 @@ def read_labels(seg: Dataset, sources: Sequence[Dataset], grid: Grid) -> Labels:
     """The label map of a BINARY Segmentation on the grid of its sources.
 
     Raises:
-        ResultCheckError: A frame lies on no slice of the grid, names another image than the one it
-            lies on, or overlaps another; or the Frame of Reference, size or pixels do not fit.
+        ResultCheckError: A frame lies on no slice of the grid, names another image (or frame of
+            an image) than the one it lies on, or overlaps another; or the Frame of Reference, size
+            or pixels do not fit.
     """
     if seg.FrameOfReferenceUID != grid.frame_of_reference_uid:
         _fail("the Frame of Reference is not that of the source")
@@ -130,7 +134,7 @@ def read_labels(seg: Dataset, sources: Sequence[Dataset], grid: Grid) -> Labels:
     labels = np.zeros(grid.shape, np.int32)
     for pixels, group in zip(frames, seg.PerFrameFunctionalGroupsSequence, strict=True):
         index = _slice_of(group, positions)
-        if _image_of(group) != str(sources[index].SOPInstanceUID):
+        if _image_of(group) != _image(sources[index]):
             _fail(f"a frame on slice {index} names another image")
         identification = group.get("SegmentIdentificationSequence") or shared.get(
             "SegmentIdentificationSequence"
@@ -336,10 +340,32 @@ def _slice_of(group: Dataset, positions: npt.NDArray[np.float64]) -> int:
     return index
 
 
-def _image_of(group: Dataset) -> str:
+def _image_of(group: Dataset) -> Image:
     derivation = _only(group.get("DerivationImageSequence"), "DerivationImageSequence")
     image = _only(derivation.get("SourceImageSequence"), "SourceImageSequence")
-    return str(image.ReferencedSOPInstanceUID)
+    return (
+        str(image.ReferencedSOPClassUID),
+        str(image.ReferencedSOPInstanceUID),
+        _integers(image.get("ReferencedFrameNumber")),
+    )
+
+
+def _image(source: Dataset) -> Image:
+    number = frame_number(source)
+    return (
+        str(source.SOPClassUID),
+        str(source.SOPInstanceUID),
+        () if number is None else (number,),
+    )
+
+
+def _images(sources: Iterable[Dataset]) -> set[Image]:
+    """Images with all of their frames that are meant, as one reference gives them."""
+    frames: dict[tuple[str, str], list[int]] = {}
+    for source in sources:
+        sop_class_uid, uid, numbers = _image(source)
+        frames.setdefault((sop_class_uid, uid), []).extend(numbers)
+    return {(*key, tuple(sorted(numbers))) for key, numbers in frames.items()}
 
 
 def _check_source_references(seg: Dataset, sources: Sequence[Dataset]) -> None:
@@ -347,8 +373,9 @@ def _check_source_references(seg: Dataset, sources: Sequence[Dataset]) -> None:
     if series.SeriesInstanceUID != sources[0].SeriesInstanceUID:
         _fail("ReferencedSeriesSequence names another series")
     listed = [str(one.ReferencedSOPInstanceUID) for one in series.ReferencedInstanceSequence]
-    if sorted(listed) != sorted(str(one.SOPInstanceUID) for one in sources):
-        _fail(f"{len(listed)} images are referenced of {len(sources)} that were analysed")
+    analysed = {str(one.SOPInstanceUID) for one in sources}
+    if sorted(listed) != sorted(analysed):
+        _fail(f"{len(listed)} images are referenced of {len(analysed)} that were analysed")
 
 
 def _check_segments(seg: Dataset, regions: Sequence[RegionOfInterest]) -> None:
@@ -384,7 +411,16 @@ def _check_evidence(sr: Dataset, sources: Sequence[Dataset], seg: Dataset | None
                 )
     if listed != known:
         _fail(f"{len(listed)} objects are evidence of {len(known)} that were used")
-    referenced = {_reference(item)[0] for item in _items(sr) if item.get("ValueType") == "IMAGE"}
+    frames: dict[str, set[int]] = {}
+    for one in sources:
+        frames.setdefault(str(one.SOPInstanceUID), set()).update(_image(one)[2])
+    referenced = set()
+    for item in _items(sr):
+        if item.get("ValueType") == "IMAGE":
+            _, uid, numbers, _ = _reference(item)
+            referenced.add(uid)
+            if not frames.get(uid, set()).issuperset(numbers):
+                _fail("the report refers to frames that were not analysed")
     if referenced != known.keys():
         dangling, unused = len(referenced - known.keys()), len(known.keys() - referenced)
         _fail(f"the report refers to {dangling} objects that do not exist and omits {unused}")
@@ -412,15 +448,15 @@ def _check_volumetric(
     _check_tracking(group, measured.region.tracking_uid, measured.region.tracking_id)
     _check_quantities(group, measured.quantities, f"region {number}")
     segments = _named(group, codes.REFERENCED_SEGMENT)
-    uid, numbers = _reference(_only(segments, "Referenced Segment"))
+    _, uid, _, numbers = _reference(_only(segments, "Referenced Segment"))
     if (uid, numbers) != (str(seg.SOPInstanceUID), (number,)):
         _fail(f"region {number} is not measured on its segment")
-    images = [
-        _reference(item)[0]
-        for item in group.ContentSequence
-        if item.ValueType == "IMAGE" and item not in segments
-    ]
-    if sorted(images) != sorted(str(sources[index].SOPInstanceUID) for index in footprint.slices):
+    images = []
+    for item in group.ContentSequence:
+        if item.ValueType == "IMAGE" and item not in segments:
+            sop_class_uid, uid, frames, _ = _reference(item)
+            images.append((sop_class_uid, uid, tuple(sorted(frames))))
+    if sorted(images) != sorted(_images(sources[index] for index in footprint.slices)):
         _fail(f"region {number} names other images than it lies on")
 
 
@@ -431,8 +467,8 @@ def _check_planar(
     _check_tracking(group, measured.region.tracking_uid, measured.region.tracking_id)
     _check_quantities(group, (), f"outline {number}")
     line = _only(_named(group, codes.IMAGE_REGION), "Image Region")
-    uid, _ = _reference(_only(line.get("ContentSequence"), "image of an outline"))
-    if uid != str(sources[footprint.largest_slice].SOPInstanceUID):
+    *image, _ = _reference(_only(line.get("ContentSequence"), "image of an outline"))
+    if tuple(image) != _image(sources[footprint.largest_slice]):
         _fail(f"outline {number} is drawn on another slice")
     points = np.array(line.GraphicData, float).reshape(-1, 2)
     if line.GraphicType != "POLYLINE" or not np.array_equal(points, footprint.outline):
@@ -573,13 +609,22 @@ def _template(item: Dataset) -> str:
     return str(templates[0].TemplateIdentifier) if templates else ""
 
 
-def _reference(item: Dataset) -> tuple[str, tuple[int, ...]]:
+def _reference(item: Dataset) -> tuple[str, str, tuple[int, ...], tuple[int, ...]]:
+    """SOP Class, SOP Instance, frames and segments that a content item points to."""
     reference = _only(item.get("ReferencedSOPSequence"), "ReferencedSOPSequence")
-    numbers = reference.get("ReferencedSegmentNumber")
-    if numbers is None:
-        return str(reference.ReferencedSOPInstanceUID), ()
-    several = [numbers] if isinstance(numbers, int) else numbers
-    return str(reference.ReferencedSOPInstanceUID), tuple(int(number) for number in several)
+    return (
+        str(reference.ReferencedSOPClassUID),
+        str(reference.ReferencedSOPInstanceUID),
+        _integers(reference.get("ReferencedFrameNumber")),
+        _integers(reference.get("ReferencedSegmentNumber")),
+    )
+
+
+def _integers(value: object) -> tuple[int, ...]:
+    if value is None:
+        return ()
+    several = [value] if isinstance(value, int | str) else value
+    return tuple(int(number) for number in several)  # type: ignore[attr-defined]  # pydicom's lists
 
 
 def _only(sequence: Sequence[Dataset] | None, name: str) -> Dataset:

@@ -92,9 +92,49 @@ class IrregularSpacingError(SeriesError):
 
 
 class DuplicateSliceError(SeriesError):
-    """Two instances lie at one position: a doubled slice, two stacks or two time points."""
+    """Two images lie at one position, and nothing tells two stacks apart."""
 
     reason = "duplicate-slice"
+
+
+class RepeatedStackError(SeriesError):
+    """Several stacks of slices in one series, and one attribute tells them apart."""
+
+    reason = "several-stacks"
+
+
+class SeveralStacksError(RepeatedStackError):
+    """Stacks of several orientations, or with names (StackID) of their own."""
+
+
+class SeveralTimePointsError(RepeatedStackError):
+    """The same slices again, at another time."""
+
+    reason = "several-time-points"
+
+
+class SeveralEchoesError(RepeatedStackError):
+    """The same slices at another echo time."""
+
+    reason = "several-echoes"
+
+
+class SeveralInversionTimesError(RepeatedStackError):
+    """The same slices at another inversion time."""
+
+    reason = "several-inversion-times"
+
+
+class SeveralDiffusionWeightingsError(RepeatedStackError):
+    """The same slices at another diffusion weighting."""
+
+    reason = "several-diffusion-weightings"
+
+
+class SeveralImageTypesError(RepeatedStackError):
+    """The same slices as another kind of image: magnitude and phase, or corrected and not."""
+
+    reason = "several-image-types"
 
 
 class MixedOrientationError(SeriesError):
@@ -122,9 +162,9 @@ class UndecodableError(SeriesError):
 
 
 class MultiFrameError(SeriesError):
-    """An Enhanced multi-frame object: not analysed yet."""
+    """Several frames in an object whose kind does not say where each lies."""
 
-    reason = "enhanced-multi-frame"
+    reason = "unknown-multi-frame"
 
 
 class PixelsError(SeriesError):

@@ -14,16 +14,17 @@ import re
 from collections.abc import Iterable
 from typing import Final
 
-from pydicom import config
-from pydicom.datadict import dictionary_VR
+from pydicom import charset, config
+from pydicom.datadict import dictionary_VR, keyword_for_tag
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 from pydicom.tag import Tag
 from pydicom.valuerep import DA, TM, VR
 
-from dicom.attributes import numbers, required_text, text, values
+from dicom.attributes import items, numbers, required_text, text, values
 from dicom.errors import SeriesError
+from dicom.frames import FRAME_NUMBER
 
 MANUFACTURER: Final = "flairnode"
 """Of every object we make: by it our own results are recognised."""
@@ -60,6 +61,7 @@ DESCRIPTION: Final = (
 _IMAGE: Final = (
     "SOPClassUID",
     "SOPInstanceUID",
+    FRAME_NUMBER,
     "SeriesInstanceUID",
     "Modality",
     "FrameOfReferenceUID",
@@ -106,6 +108,15 @@ LONGEST_DESCRIPTION: Final = 64  # characters of a Long String, PS3.5 table 6.2-
 _NO_DATE, _NO_TIME = "19000101", "000000"  # of images without any date: some must be given
 _AGE = re.compile(r"\d{3}[DWMY]")
 _UNDECODABLE = "\N{REPLACEMENT CHARACTER}"
+_ESCAPE = "\x1b"  # of a code extension that is not declared
+
+
+# Names of Python's codecs too, which some toolkits write.
+_KNOWN_SETS = frozenset(
+    re.sub(r"[ _-]", "", term).upper()
+    for term in (*charset.python_encoding, *charset.python_encoding.values())
+)
+_LATIN_1 = frozenset({"", "ISOIR6", "ISOIR100", "ISO2022IR6", "ISO2022IR100", "ISO88591", "LATIN1"})
 
 
 class UndecodableTextError(SeriesError):
@@ -117,13 +128,16 @@ class UndecodableTextError(SeriesError):
 def normalised_header(header: Dataset) -> Dataset:
     """What a result takes over from an image, as a new dataset that shares nothing with `header`.
 
+    Of one slice of an Enhanced object take the flat header (`dicom.frames`): what comes back then
+    holds the number of the frame, as a reference to it must give it (`dicom.frames.frame_number`).
+
     Text is UTF-8, whatever the source was in (highdicom refuses multi-valued character sets). A
     date, time, sex or age that breaks its format is empty: it is not repaired by guessing. A
-    description that is too long is cut.
+    description that is too long is cut, one that is not in the declared character set is left out.
 
     Raises:
         MissingAttributeError: A UID is absent.
-        UndecodableTextError: Text is not in the declared character set.
+        UndecodableTextError: What identifies is not text in the declared character set.
     """
     normalised = Dataset()
     normalised.SpecificCharacterSet = UTF_8
@@ -174,7 +188,7 @@ def _add(normalised: Dataset, keyword: str, header: Dataset) -> None:
         value = _transcoded(header, keyword)
     elif vr in (VR.DS, VR.IS, VR.US):
         found = numbers(header, keyword) or ()
-        plain = [int(number) for number in found] if vr == VR.US else list(found)
+        plain = list(found) if vr == VR.DS else [int(number) for number in found]
         value = plain[0] if len(plain) == 1 else plain or None
     else:
         value = _plain(keyword, header)
@@ -184,7 +198,9 @@ def _add(normalised: Dataset, keyword: str, header: Dataset) -> None:
 
 def _plain(keyword: str, header: Dataset) -> str:
     found = text(header, keyword)
-    if _UNDECODABLE in found:
+    if not _is_as_declared(found, header):
+        if keyword in DESCRIPTION:
+            return ""
         raise UndecodableTextError(f"{keyword} is not text in the declared character set")
     match keyword:
         case "PatientBirthDate" | "StudyDate":
@@ -202,6 +218,35 @@ def _plain(keyword: str, header: Dataset) -> str:
             # Descriptions may be cut, what identifies may not.
             return "\\".join(value[:LONGEST_DESCRIPTION] for value in found.split("\\"))
     return found
+
+
+def _is_as_declared(found: str, header: Dataset) -> bool:
+    """Can the text have been written in the character set that the header declares?
+
+    Where none is declared, letters beyond ASCII are read as Latin-1: old scanners mean that. They
+    are not where they are UTF-8 too, for no name reads so in Latin-1.
+    """
+    if found.isascii():
+        return _ESCAPE not in found
+    declared = values(header, "SpecificCharacterSet")
+    if _UNDECODABLE in found or not all(map(_is_known, declared)):
+        return False
+    if declared and not {_bare(term) for term in declared} <= _LATIN_1:
+        return True
+    try:
+        found.encode("latin-1").decode("utf-8")
+    except UnicodeError:
+        return True
+    return False
+
+
+def _is_known(term: str) -> bool:
+    return term == "" or _bare(term) in _KNOWN_SETS
+
+
+def _bare(term: str) -> str:
+    """A defined term without what senders get wrong in it: "ISO-IR 100", "ISO_IR_100"."""
+    return re.sub(r"[ _-]", "", term).upper()
 
 
 def _date(found: str) -> str:
@@ -222,12 +267,13 @@ def _time(found: str) -> str:
 
 
 def _transcoded(header: Dataset, keyword: str) -> Sequence:
-    items = []
-    for item in header[keyword].value or ():
+    copies = []
+    for item in items(header, keyword):
         copy = Dataset()
-        for element in item:
-            if element.keyword and element.VR in (VR.LO, VR.SH, VR.UT, VR.CS, VR.UI, VR.LT, VR.ST):
-                found = "\\".join(values(item, element.keyword))
-                copy.add(DataElement(element.tag, element.VR, found, validation_mode=config.IGNORE))
-        items.append(copy)
-    return Sequence(items)
+        for tag in list(item.keys()):
+            name = keyword_for_tag(tag)
+            vr = dictionary_VR(tag) if name else ""
+            if vr in (VR.LO, VR.SH, VR.UT, VR.CS, VR.UI, VR.LT, VR.ST):
+                copy.add(DataElement(tag, vr, text(item, name), validation_mode=config.IGNORE))
+        copies.append(copy)
+    return Sequence(copies)

@@ -22,7 +22,7 @@ from pydicom.uid import UID
 
 from dicom import codes
 from dicom.identity import MANUFACTURER, UTF_8
-from dicom.seg import ObjectIdentity, building, dated_bytes, placed
+from dicom.seg import ObjectIdentity, building, dated_bytes, name_the_real_images, placed
 from dicom.volume import Grid
 
 Probability = npt.NDArray[np.float32]
@@ -100,6 +100,7 @@ def build_probability_map(
         # highdicom writes no Frame Anatomy; dcmqi 1.5.7 dies of that.
         built.SharedFunctionalGroupsSequence[0].FrameAnatomySequence = [_anatomy()]
         _order_frames(built, probability, grid)
+        name_the_real_images(built, sources)
         # highdicom draws a random one.
         organization = UID(content.dimension_organization_uid)
         for item in (*built.DimensionOrganizationSequence, *built.DimensionIndexSequence):

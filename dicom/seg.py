@@ -19,13 +19,15 @@ import numpy.typing as npt
 from pydicom import config
 from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
-from pydicom.uid import UID
+from pydicom.uid import UID, MRImageStorage
 from pydicom.valuerep import DS
 
 from dicom import codes
 from dicom.errors import ResultCheckError
+from dicom.frames import FRAME_NUMBER, frame_number, is_multi_frame
 from dicom.identity import MANUFACTURER, UTF_8
 from dicom.part10 import part10_bytes
+from dicom.uids import result_uid
 from dicom.volume import Grid
 
 Labels = npt.NDArray[np.int32]
@@ -108,7 +110,8 @@ def build_seg(
     """A Segmentation that lies on its source images, slice by slice, as a file.
 
     Args:
-        sources: `identity.normalised_header` of the image of every slice, in slice order.
+        sources: `identity.normalised_header` of the image of every slice, in slice order. A slice
+            of an Enhanced object is referenced by its frame number.
         labels: On the grid of these images; holds the number of every region, and no other.
         grid: Of the labels.
         regions: In order of their numbers.
@@ -151,6 +154,7 @@ def build_seg(
         organization = UID(content.dimension_organization_uid)
         for item in (*built.DimensionOrganizationSequence, *built.DimensionIndexSequence):
             item.DimensionOrganizationUID = organization
+        name_the_real_images(built, sources)
         return dated_bytes(built, identity)
 
 
@@ -192,10 +196,49 @@ def placed(source: Dataset, grid: Grid) -> Dataset:
     slice_mm, row_mm, column_mm = grid.spacing_mm
     along_row, along_column = grid.affine[:3, 2] / column_mm, grid.affine[:3, 1] / row_mm
     placed = copy.deepcopy(source)
+    if is_multi_frame(source):
+        placed.SOPClassUID = MRImageStorage
+        placed.SOPInstanceUID = _stand_in(source)
     placed.ImageOrientationPatient = [DS(v, auto_format=True) for v in (*along_row, *along_column)]
     placed.PixelSpacing = [DS(v, auto_format=True) for v in (row_mm, column_mm)]
     placed.SliceThickness = DS(slice_mm, auto_format=True)
     return placed
+
+
+def _stand_in(source: Dataset) -> str:
+    """UID that a frame has while highdicom builds, as if it were an image of its own.
+
+    highdicom takes one Enhanced object, all of its frames, in their order, and only if orientation
+    and pixel measures are shared functional groups. What hospitals send is more varied: several
+    objects a series, frames from the vertex down. So it gets classic images, one per slice, in
+    slice order, and `name_the_real_images` puts the names right.
+    """
+    return result_uid("frame", str(source.SOPInstanceUID), str(frame_number(source)))
+
+
+def name_the_real_images(built: Dataset, sources: Sequence[Dataset]) -> None:
+    """Name objects and frames where highdicom was shown a stand-in image for each frame."""
+    if not is_multi_frame(sources[0]):
+        return
+    real = {_stand_in(source): source for source in sources}
+    for group in built.PerFrameFunctionalGroupsSequence:
+        for image in group.DerivationImageSequence[0].SourceImageSequence:
+            source = real[str(image.ReferencedSOPInstanceUID)]
+            image.ReferencedSOPClassUID = source.SOPClassUID
+            image.ReferencedSOPInstanceUID = source.SOPInstanceUID
+            if (number := frame_number(source)) is not None:
+                setattr(image, FRAME_NUMBER, number)
+    objects = {str(source.SOPInstanceUID): str(source.SOPClassUID) for source in sources}
+    built.SourceImageSequence = [_reference(uid, kind) for uid, kind in objects.items()]
+    (series,) = built.ReferencedSeriesSequence
+    series.ReferencedInstanceSequence = [_reference(uid, kind) for uid, kind in objects.items()]
+
+
+def _reference(sop_instance_uid: str, sop_class_uid: str) -> Dataset:
+    reference = Dataset()
+    reference.ReferencedSOPClassUID = sop_class_uid
+    reference.ReferencedSOPInstanceUID = sop_instance_uid
+    return reference
 
 
 def _describe(region: RegionOfInterest, algorithm: Algorithm) -> hd.seg.SegmentDescription:

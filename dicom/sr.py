@@ -8,7 +8,7 @@ draws the outline, and puts both groups together by their tracking UID.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from pydicom.sr.coding import Code
 from pydicom.valuerep import DS
 
 from dicom import codes
+from dicom.frames import frame_number
 from dicom.identity import MANUFACTURER, UTF_8
 from dicom.outline import Footprint, footprints
 from dicom.seg import Algorithm, Labels, ObjectIdentity, RegionOfInterest, building, dated_bytes
@@ -190,10 +191,8 @@ def _volumetric_group(
             sop_instance_uid=seg.SOPInstanceUID,
             segment_number=region.number,
             source_images=[
-                hd.sr.SourceImageForSegmentation(
-                    sources[index].SOPClassUID, sources[index].SOPInstanceUID
-                )
-                for index in footprint.slices
+                hd.sr.SourceImageForSegmentation(kind, uid, frames or None)
+                for uid, (kind, frames) in _by_object(sources[i] for i in footprint.slices).items()
             ],
         ),
         finding_type=region.property_type,
@@ -208,15 +207,31 @@ def _outline_group(
 ) -> hd.sr.PlanarROIMeasurementsAndQualitativeEvaluations:
     """Only the line. OHIF merges it with the volumetric group and would print numbers twice."""
     source = sources[footprint.largest_slice]
+    frame = frame_number(source)
     return hd.sr.PlanarROIMeasurementsAndQualitativeEvaluations(
         tracking_identifier=_tracking(measured.region),
         referenced_region=hd.sr.ImageRegion(
             graphic_type=hd.sr.GraphicTypeValues.POLYLINE,
             graphic_data=footprint.outline,
-            source_image=hd.sr.SourceImageForRegion(source.SOPClassUID, source.SOPInstanceUID),
+            source_image=hd.sr.SourceImageForRegion(
+                source.SOPClassUID,
+                source.SOPInstanceUID,
+                None if frame is None else [frame],
+            ),
         ),
         finding_type=measured.region.property_type,
     )
+
+
+def _by_object(sources: Iterable[Dataset]) -> dict[str, tuple[str, list[int]]]:
+    """SOP Class and the frames that are meant of every object; no frames where it is one slice."""
+    found: dict[str, tuple[str, list[int]]] = {}
+    for source in sources:
+        uid = str(source.SOPInstanceUID)
+        _, frames = found.setdefault(uid, (str(source.SOPClassUID), []))
+        if (number := frame_number(source)) is not None:
+            frames.append(number)
+    return found
 
 
 def _tracking(region: RegionOfInterest) -> hd.sr.TrackingIdentifier:
@@ -254,7 +269,10 @@ def _summary(statements: Sequence[str]) -> ContentItem:
 
 
 def _image_library(sources: Sequence[Dataset]) -> ContentItem:
-    """Every image that was analysed. highdicom's own describes each in a dozen lines."""
+    """Every object that was analysed. highdicom's own describes each in a dozen lines.
+
+    Whole objects: a stack that leaves out frames of an object is refused (`dicom.volume`).
+    """
     described: list[ContentItem] = [
         hd.sr.CodeContentItem(
             name=codes.MODALITY,
@@ -270,11 +288,11 @@ def _image_library(sources: Sequence[Dataset]) -> ContentItem:
     images: list[ContentItem] = [
         hd.sr.ImageContentItem(
             name=codes.SOURCE,
-            referenced_sop_class_uid=source.SOPClassUID,
-            referenced_sop_instance_uid=source.SOPInstanceUID,
+            referenced_sop_class_uid=kind,
+            referenced_sop_instance_uid=uid,
             relationship_type=RelationshipTypeValues.CONTAINS,
         )
-        for source in sources
+        for uid, (kind, _) in _by_object(sources).items()
     ]
     group = ContainerContentItem(
         name=codes.IMAGE_LIBRARY_GROUP, relationship_type=RelationshipTypeValues.CONTAINS

@@ -6,9 +6,8 @@ import hashlib
 import struct
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from math import atan2, degrees
 from pathlib import Path
 
 import nibabel
@@ -20,7 +19,14 @@ from nibabel.spatialimages import HeaderDataError
 from pydicom.dataset import Dataset
 from pydicom.errors import BytesLengthException
 from pydicom.pixels.processing import apply_modality_lut
-from pydicom.uid import EnhancedMRImageStorage, LegacyConvertedEnhancedMRImageStorage
+from pydicom.pixels.utils import iter_pixels
+from pydicom.uid import (
+    HTJ2K,
+    JPEG2000,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLSNearLossless,
+)
 
 from dicom.attributes import (
     has_value,
@@ -31,39 +37,32 @@ from dicom.attributes import (
     text,
 )
 from dicom.errors import (
-    DuplicateSliceError,
-    GantryTiltError,
     ImplausibleGeometryError,
     IncompleteSeriesError,
     InconsistentSeriesError,
-    IrregularSpacingError,
     MissingAttributeError,
-    MissingSliceError,
     MixedOrientationError,
     MultiFrameError,
     NotFiniteError,
+    SeveralStacksError,
     TruncatedFileError,
     UndecodableError,
     UnreadableError,
 )
+from dicom.frames import Frame, frame_count, frames_of, is_multi_frame
 from dicom.series import Instance, Series
+from dicom.stacks import FEWEST_SLICES, refuse_unless_one_stack
 
 Affine = npt.NDArray[np.float64]
 Voxels = npt.NDArray[np.float32]
 _Points = npt.NDArray[np.float64]
 
-FEWEST_SLICES = 3
-"""Two slices have one gap, and one gap agrees with itself: a missing slice could not be seen."""
-SLICE_GAP_TOLERANCE = (
-    0.02  # of the gap; a scanner that rounds positions to 0.1 mm needs 0.011 of 7 mm
-)
-SMALLEST_GAP_TOLERANCE_MM = 0.01  # positions are decimal strings; scanners round them
-TILT_TOLERANCE_DEG = 0.2  # 0.5 mm over a head of 150 mm; rounded cosines give 0.01
 ORIENTATION_TOLERANCE = 1e-3  # of a direction cosine, as OHIF; rounding gives 1e-6
 PIXEL_SPACING_TOLERANCE = 1e-3  # of the spacing: 0.25 mm over a field of view of 250 mm
 LARGEST_STACK_VOXELS = 512 * 1024 * 1024  # 2 GB of float32; a damaged header can ask for any size
 
-_MULTI_FRAME_CLASSES = (EnhancedMRImageStorage, LegacyConvertedEnhancedMRImageStorage)
+_LOSSY_SYNTAXES = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless)
+_PERHAPS_LOSSY_SYNTAXES = (JPEG2000, HTJ2K)  # their encoders may or may not have lost something
 _SHARED_KEYWORDS = (
     "StudyInstanceUID",
     "SeriesInstanceUID",
@@ -130,22 +129,35 @@ class Volume:
     """Source image of every slice, in slice order; empty for a volume that is not from DICOM."""
     pixel_digest: str = ""
     """SHA-256 of the decoded voxels, in slice order: the same pixels in any transfer syntax."""
+    frame_numbers: tuple[int | None, ...] = field(default=())
+    """Number of every slice in its source image, from 1; None where the image is the slice. As long
+    as `sop_instance_uids`, or empty: then no image holds more than one slice."""
+    lossy: bool = False
+    """Something was lost in compression before the images came."""
+
+    @property
+    def images(self) -> tuple[tuple[str, int | None], ...]:
+        """SOP Instance UID and frame number of what lies on every slice, in slice order."""
+        numbers = self.frame_numbers or (None,) * len(self.sop_instance_uids)
+        return tuple(zip(self.sop_instance_uids, numbers, strict=True))
 
 
-def stack_grid(series: Series) -> tuple[Grid, tuple[Instance, ...]]:
-    """Grid of a series of single-frame images, and its images in slice order, from headers alone.
+def stack_grid(series: Series) -> tuple[Grid, tuple[Frame, ...]]:
+    """Grid of a series of MR images, and its frames in slice order, from headers alone.
 
-    Slices ascend along the normal (row direction x column direction), whatever their order of
-    arrival or numbering. The step between slices is the distance of their positions.
+    A classic image is one frame; an Enhanced object holds many, in any order. Slices ascend along
+    the normal (row direction x column direction), whatever their order of arrival or numbering. The
+    step between slices is the distance of their positions.
 
     Raises:
         TruncatedFileError: An object of the series is known to be damaged.
-        MultiFrameError: Enhanced MR, or more than one frame.
+        MultiFrameError: More than one frame in an object that is not Enhanced MR.
         MissingAttributeError: Geometry or the Frame of Reference is absent. A Segmentation
             cannot be placed without either.
         MixedOrientationError, InconsistentSeriesError: The images are not of one kind.
         DuplicateSliceError, MissingSliceError, IrregularSpacingError, GantryTiltError: The
             positions are not those of one stack.
+        RepeatedStackError: They are those of several stacks, echoes, time points.
         IncompleteSeriesError: Fewer than `FEWEST_SLICES`, or fewer than the series says it has.
         ImplausibleGeometryError: Direction cosines, spacing or size that no image has.
 
@@ -158,31 +170,34 @@ def stack_grid(series: Series) -> tuple[Grid, tuple[Instance, ...]]:
             f"{len(series.unreadable)} of {len(series.instances) + len(series.unreadable)}"
             " objects of the series are damaged"
         )
-    _refuse_multi_frame(series)
-    orientation = _orientation(series)
-    if len(series.instances) < FEWEST_SLICES:
-        raise IncompleteSeriesError(
-            f"{len(series.instances)} slices, at least {FEWEST_SLICES} are needed"
-        )
-    _require_shared_attributes(series)
-    spacing_mm = _pixel_spacing_mm(series)
-    shape = _shape(series)
+    _refuse_unknown_multi_frame(series)
+    _refuse_part_of_a_concatenation(series)
+    frames = frames_of(series)
+    orientation = _orientation(frames)
+    if len(frames) < FEWEST_SLICES:
+        raise IncompleteSeriesError(f"{len(frames)} slices, at least {FEWEST_SLICES} are needed")
+    _require_shared_attributes(frames)
+    spacing_mm = _pixel_spacing_mm(frames)
+    shape = _shape(frames)
     row_direction, column_direction = orientation[:3], orientation[3:]
     normal = np.cross(row_direction, column_direction)
-    positions, ordered = _ordered_along(normal, series.instances)
-    _refuse_unless_one_stack(positions, normal)
+    positions, ordered = _ordered_along(normal, frames)
+    refuse_unless_one_stack(ordered, positions, normal)
     _refuse_fewer_than_declared(series)
     affine = np.eye(4)
     affine[:3, 0] = (positions[-1] - positions[0]) / (len(positions) - 1)
     affine[:3, 1] = column_direction * spacing_mm[0]
     affine[:3, 2] = row_direction * spacing_mm[1]
     affine[:3, 3] = positions[0]
-    grid = Grid(affine, shape, required_text(series.header, "FrameOfReferenceUID"))
+    grid = Grid(affine, shape, required_text(frames[0].header, "FrameOfReferenceUID"))
     return grid, ordered
 
 
 def read_volume(series: Series) -> Volume:
-    """Stack the single-frame images of a series into a volume.
+    """Stack the images of a series into a volume.
+
+    Every object is read once and every frame decoded once, one at a time: beside the volume, memory
+    holds the pixel data of one object as it was stored.
 
     Returns:
         Voxels of shape (slices, rows, columns) in the slice order of `stack_grid`, decoded from
@@ -195,11 +210,35 @@ def read_volume(series: Series) -> Volume:
     """
     grid, ordered = stack_grid(series)
     voxels = np.empty(grid.shape, dtype=np.float32)
-    for index, instance in enumerate(ordered):
-        voxels[index] = _decode(instance, grid.shape[1:])
+    lossy = False
+    slices_in: dict[Path, list[int]] = {}
+    for index, frame in enumerate(ordered):
+        slices_in.setdefault(frame.instance.path, []).append(index)
+    for indices in slices_in.values():
+        lossy |= _decode(ordered, indices, voxels)
     _refuse_not_finite(voxels)
-    uids = tuple(instance.sop_instance_uid for instance in ordered)
-    return Volume(voxels, grid, uids, _digest(voxels))
+    return Volume(
+        voxels,
+        grid,
+        tuple(frame.sop_instance_uid for frame in ordered),
+        _digest(voxels),
+        tuple(frame.number for frame in ordered),
+        lossy,
+    )
+
+
+def slice_headers(series: Series, volume: Volume) -> tuple[Dataset, ...]:
+    """Flat header of the image that lies on every slice of a volume, in slice order.
+
+    Raises:
+        InconsistentSeriesError: The volume was not read from exactly these images.
+    """
+    headers = {(one.sop_instance_uid, one.number): one.header for one in frames_of(series)}
+    if len(volume.images) != volume.grid.shape[0] or set(volume.images) != headers.keys():
+        raise InconsistentSeriesError(
+            f"{len(volume.images)} images in the volume, {len(headers)} in the series: not the same"
+        )
+    return tuple(headers[image] for image in volume.images)
 
 
 def read_nifti(path: Path) -> Volume:
@@ -255,20 +294,26 @@ def write_nifti(path: Path, array: npt.NDArray[np.generic], grid: Grid) -> None:
     nibabel.save(image, path)
 
 
-def _refuse_multi_frame(series: Series) -> None:
+def _refuse_unknown_multi_frame(series: Series) -> None:
     for instance in series.instances:
-        frames = number(instance.header, "NumberOfFrames") or 1
-        if text(instance.header, "SOPClassUID") in _MULTI_FRAME_CLASSES or frames > 1:
-            raise MultiFrameError(f"an object of {frames:.0f} frames; not analysed yet")
+        frames = frame_count(instance.header)
+        if frames > 1 and not is_multi_frame(instance.header):
+            raise MultiFrameError(f"an object of {frames} frames that is not Enhanced MR")
 
 
-def _orientation(series: Series) -> _Points:
+def _refuse_part_of_a_concatenation(series: Series) -> None:
+    """A stack that was cut into several objects tells how many there are (PS3.3 C.7.6.16)."""
+    declared = {number(one.header, "InConcatenationTotalNumber") for one in series.instances}
+    parts = {number(one.header, "InConcatenationNumber") for one in series.instances} - {None}
+    wanted = max((int(found) for found in declared if found is not None), default=0)
+    if parts and len(parts) < wanted:
+        raise IncompleteSeriesError(f"{len(parts)} of {wanted} parts of a concatenation")
+
+
+def _orientation(frames: Sequence[Frame]) -> _Points:
     """(6,): row direction (along which columns count up), column direction."""
     found = np.array(
-        [
-            required_numbers(instance.header, "ImageOrientationPatient", 6)
-            for instance in series.instances
-        ]
+        [required_numbers(frame.header, "ImageOrientationPatient", 6) for frame in frames]
     )
     lengths = np.linalg.norm(found.reshape(-1, 2, 3), axis=2)
     across = np.einsum("ij,ij->i", found[:, :3], found[:, 3:])
@@ -280,6 +325,7 @@ def _orientation(series: Series) -> _Points:
         )
     spread = float(np.ptp(found, axis=0).max())
     if spread > ORIENTATION_TOLERANCE:
+        _refuse_several_orientations(found)
         raise MixedOrientationError(f"direction cosines differ by up to {spread:.4f}")
     first = found[0].reshape(2, 3)
     # Rounded cosines are not quite perpendicular; an affine must be, or masks shear on their way
@@ -289,19 +335,30 @@ def _orientation(series: Series) -> _Points:
     return np.concatenate([row_direction, column_direction / np.linalg.norm(column_direction)])
 
 
-def _require_shared_attributes(series: Series) -> None:
-    required_text(series.header, "FrameOfReferenceUID")
+def _refuse_several_orientations(directions: _Points) -> None:
+    """Whole stacks that cross, each large enough to be meant as one."""
+    left = np.ones(len(directions), bool)
+    sizes = []
+    while left.any():
+        alike = np.abs(directions - directions[left][0]).max(axis=1) <= ORIENTATION_TOLERANCE
+        sizes.append(int(np.count_nonzero(alike & left)))
+        left &= ~alike
+    if min(sizes) >= FEWEST_SLICES:
+        counted = " and ".join(str(size) for size in sorted(sizes, reverse=True))
+        raise SeveralStacksError(f"stacks of {counted} slices in {len(sizes)} orientations")
+
+
+def _require_shared_attributes(frames: Sequence[Frame]) -> None:
+    required_text(frames[0].header, "FrameOfReferenceUID")
     for keyword in _SHARED_KEYWORDS:
-        distinct = len({text(instance.header, keyword) for instance in series.instances})
+        distinct = len({text(frame.header, keyword) for frame in frames})
         if distinct > 1:
             raise InconsistentSeriesError(f"{keyword} has {distinct} values in one series")
 
 
-def _pixel_spacing_mm(series: Series) -> tuple[float, float]:
+def _pixel_spacing_mm(frames: Sequence[Frame]) -> tuple[float, float]:
     """Distance between rows, distance between columns (PS3.3 10.7.1.3)."""
-    found = np.array(
-        [required_numbers(instance.header, "PixelSpacing", 2) for instance in series.instances]
-    )
+    found = np.array([required_numbers(frame.header, "PixelSpacing", 2) for frame in frames])
     if np.any(found <= 0):
         raise ImplausibleGeometryError("PixelSpacing is not positive")
     if np.any(np.ptp(found, axis=0) > PIXEL_SPACING_TOLERANCE * found[0]):
@@ -309,63 +366,21 @@ def _pixel_spacing_mm(series: Series) -> tuple[float, float]:
     return float(found[0, 0]), float(found[0, 1])
 
 
-def _shape(series: Series) -> tuple[int, int, int]:
-    slices = len(series.instances)
-    rows = int(required_number(series.header, "Rows"))
-    columns = int(required_number(series.header, "Columns"))
+def _shape(frames: Sequence[Frame]) -> tuple[int, int, int]:
+    slices = len(frames)
+    rows = int(required_number(frames[0].header, "Rows"))
+    columns = int(required_number(frames[0].header, "Columns"))
     if rows < 1 or columns < 1 or slices * rows * columns > LARGEST_STACK_VOXELS:
         raise ImplausibleGeometryError(f"{slices} images of {rows} x {columns} pixels")
     return slices, rows, columns
 
 
-def _ordered_along(
-    normal: _Points, instances: Sequence[Instance]
-) -> tuple[_Points, tuple[Instance, ...]]:
+def _ordered_along(normal: _Points, frames: Sequence[Frame]) -> tuple[_Points, tuple[Frame, ...]]:
     positions = np.array(
-        [required_numbers(one.header, "ImagePositionPatient", 3) for one in instances]
+        [required_numbers(frame.header, "ImagePositionPatient", 3) for frame in frames]
     )
     order = np.argsort(positions @ normal, kind="stable")
-    return positions[order], tuple(instances[index] for index in order)
-
-
-def _refuse_unless_one_stack(positions: _Points, normal: _Points) -> None:
-    """Positions, in order along the normal, must be equal steps along it."""
-    gaps_mm = np.diff(positions @ normal)
-    doubled = int(np.count_nonzero(gaps_mm <= SMALLEST_GAP_TOLERANCE_MM))
-    if doubled:
-        raise DuplicateSliceError(
-            f"{doubled} of {len(positions)} slices lie where their neighbour does"
-        )
-    # The lower median: with an even count the mean of two gaps is the gap of nobody.
-    usual_mm = float(np.sort(gaps_mm)[(len(gaps_mm) - 1) // 2])
-    tolerance_mm = max(SMALLEST_GAP_TOLERANCE_MM, SLICE_GAP_TOLERANCE * usual_mm)
-    whole = np.rint(gaps_mm / usual_mm)
-    if np.any(np.abs(gaps_mm - whole * usual_mm) > tolerance_mm * np.maximum(whole, 1)):
-        raise IrregularSpacingError(
-            f"gaps range from {gaps_mm.min():.3f} to {gaps_mm.max():.3f} mm"
-            f" over {len(positions)} slices"
-        )
-    if np.any(whole > 1):
-        raise MissingSliceError(
-            f"{int(np.sum(whole - 1))} slices missing: gaps up to {gaps_mm.max():.3f} mm"
-            f" where {usual_mm:.3f} mm is usual"
-        )
-    _refuse_tilt(positions, normal)
-    steps = np.arange(len(positions)) / (len(positions) - 1)
-    straight = positions[0] + steps[:, None] * (positions[-1] - positions[0])
-    stray_mm = float(np.linalg.norm(positions - straight, axis=1).max())
-    # Gaps may each be within tolerance and still add up.
-    if stray_mm > 2 * tolerance_mm:
-        raise IrregularSpacingError(f"a slice lies {stray_mm:.3f} mm off an even, straight stack")
-
-
-def _refuse_tilt(positions: _Points, normal: _Points) -> None:
-    whole = positions[-1] - positions[0]
-    along = float(whole @ normal)
-    across = float(np.linalg.norm(whole - along * normal))
-    tilt_deg = degrees(atan2(across, along))
-    if tilt_deg > TILT_TOLERANCE_DEG and across > SMALLEST_GAP_TOLERANCE_MM:
-        raise GantryTiltError(f"positions run {tilt_deg:.2f} degrees off the normal of the slices")
+    return positions[order], tuple(frames[index] for index in order)
 
 
 def _refuse_fewer_than_declared(series: Series) -> None:
@@ -375,8 +390,11 @@ def _refuse_fewer_than_declared(series: Series) -> None:
     GE reformat declares 1 in each of its 20 images) or more (the echoes or reconstructions of one
     acquisition, each a series of its own). It is believed when every image declares the same
     count for the same acquisition, no instance number exceeds it, and it is not a whole multiple
-    of what we hold, numbered from 1 on. Where it is not believed nothing is concluded.
+    of what we hold, numbered from 1 on. Where it is not believed nothing is concluded. Enhanced
+    objects are whole or not, and tell of a concatenation.
     """
+    if is_multi_frame(series.header):
+        return
     held = len(series.instances)
     if len({text(one.header, "AcquisitionNumber") for one in series.instances}) > 1:
         return
@@ -394,23 +412,45 @@ def _refuse_fewer_than_declared(series: Series) -> None:
         raise IncompleteSeriesError(f"{held} slices, {keyword} declares {declared:.0f}")
 
 
-def _decode(instance: Instance, shape: tuple[int, ...]) -> Voxels:
-    """One image of (rows, columns), rescale applied."""
+def _decode(ordered: Sequence[Frame], indices: Sequence[int], voxels: Voxels) -> bool:
+    """Fill the slices that lie in one object, rescale applied. Was it compressed with loss?"""
+    frames = [ordered[index] for index in indices]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of padding, of values that break their VR's rules
-        dataset = _with_pixels(instance)
+        dataset = _with_pixels(frames[0].instance)
         _require_one_grey_value_per_pixel(dataset)
         _refuse_short_pixel_data(dataset)
-        try:
-            stored = dataset.pixel_array
-        except _DECODE_ERRORS as error:
-            syntax = _transfer_syntax(dataset)
-            raise UndecodableError(
-                f"pixel data of transfer syntax {syntax or 'unknown'} do not decode"
-            ) from error
-        if stored.shape != shape:
-            raise UndecodableError(f"an image of {stored.shape} pixels, declared as {shape}")
-        return _rescaled(stored, dataset)
+        stored = _stored_values(dataset, [frame.number or 1 for frame in frames])
+        for index, frame, pixels in zip(indices, frames, stored, strict=True):
+            if pixels.shape != voxels.shape[1:]:
+                raise UndecodableError(
+                    f"an image of {pixels.shape} pixels, declared as {voxels.shape[1:]}"
+                )
+            voxels[index] = _rescaled(pixels, frame.header)
+        return _is_lossy(dataset)
+
+
+def _stored_values(
+    dataset: Dataset, frame_numbers: Sequence[int]
+) -> Iterator[npt.NDArray[np.generic]]:
+    """Frames as they were stored, one at a time, each decoded once."""
+    try:
+        if frame_count(dataset) == 1:
+            yield dataset.pixel_array
+        else:
+            yield from iter_pixels(dataset, indices=[number - 1 for number in frame_numbers])
+    except _DECODE_ERRORS as error:
+        syntax = _transfer_syntax(dataset)
+        raise UndecodableError(
+            f"pixel data of transfer syntax {syntax or 'unknown'} do not decode"
+        ) from error
+
+
+def _is_lossy(dataset: Dataset) -> bool:
+    syntax, said = _transfer_syntax(dataset), text(dataset, "LossyImageCompression")
+    if syntax in _PERHAPS_LOSSY_SYNTAXES:
+        return said != "00"
+    return said == "01" or syntax in _LOSSY_SYNTAXES
 
 
 def _with_pixels(instance: Instance) -> Dataset:
@@ -451,7 +491,7 @@ def _refuse_short_pixel_data(dataset: Dataset) -> None:
     if value is None or dataset["PixelData"].is_undefined_length:
         return
     pixels = required_number(dataset, "Rows") * required_number(dataset, "Columns")
-    needed = pixels * required_number(dataset, "BitsAllocated") / 8
+    needed = pixels * frame_count(dataset) * required_number(dataset, "BitsAllocated") / 8
     if len(value) < needed:
         raise TruncatedFileError(f"{len(value)} bytes of pixel data, {needed:.0f} needed")
 

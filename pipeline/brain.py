@@ -142,7 +142,7 @@ class BrainMask:
 
 
 def strip_skull(volume: Volume, parameters: SurfaceRefineParameters | None = None) -> BrainMask:
-    """The brain in an axial FLAIR, by the method "surface-refine".
+    """The brain in a FLAIR, by the method "surface-refine", in its axial view.
 
     Deterministic, one thread. A mask comes back even for a head that fools the method: whether to
     trust it is `pipeline.quality`'s question.
@@ -151,7 +151,6 @@ def strip_skull(volume: Volume, parameters: SurfaceRefineParameters | None = Non
         NotFiniteError: NaN or infinity among the voxels.
         EmptyImageError: Nothing stands out from the background.
         EmptyMaskError: No voxel is brain.
-        NotAxialError: The slices are sagittal or coronal.
     """
     parameters = parameters or SurfaceRefineParameters()
     view = axial_view(volume.grid)
@@ -180,7 +179,6 @@ def outer_surface(volume: Volume, fraction: float = 0.5) -> Mask:
     Raises:
         NotFiniteError: NaN or infinity among the voxels.
         EmptyImageError: Nothing stands out from the background.
-        NotAxialError: The slices are sagittal or coronal.
     """
     view = axial_view(volume.grid)
     voxels = _finite(view.apply(volume.voxels))

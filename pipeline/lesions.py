@@ -12,6 +12,7 @@ from dicom.volume import Grid, Volume
 from pipeline.brain import BrainMask
 from pipeline.model_pack import Manifest
 from pipeline.morphology import Mask, dilate_in_plane_mm
+from pipeline.orientation import axial_view
 
 Array = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int32]
@@ -47,8 +48,8 @@ def find_lesions(
 
     A lesion is a 3-D component (26-connectivity) of voxels whose probability is greater than the
     pack's threshold and which lie where the network saw the image: in the brain mask or within the
-    canvas's `dilation_mm` of it, in plane. Components smaller than the minimum volume are dropped,
-    then those that the leak rule takes for leftovers of the skull strip.
+    canvas's `dilation_mm` of it, in the axial plane. Components smaller than the minimum volume are
+    dropped, then those that the leak rule takes for leftovers of the skull strip.
 
     Args:
         probability: On the grid of the volume (`preprocess.restore`).
@@ -62,9 +63,9 @@ def find_lesions(
         The same labels for the same input, whatever the order in which components were met.
     """
     grid = volume.grid
-    dilation_mm = manifest.canvas_spec().dilation_mm
-    candidates = probability > manifest.threshold
-    candidates &= dilate_in_plane_mm(brain.mask, grid.spacing_mm, dilation_mm)
+    view, dilation_mm = axial_view(grid), manifest.canvas_spec().dilation_mm
+    seen = dilate_in_plane_mm(view.apply(brain.mask), view.grid.spacing_mm, dilation_mm)
+    candidates = (probability > manifest.threshold) & view.invert(seen)
     components = np.empty(candidates.shape, np.int32)
     ndimage.label(candidates, structure=CONNECTIVITY_26, output=components)
     numbers, first, voxels = _components(components)

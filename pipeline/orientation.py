@@ -1,19 +1,19 @@
 """The axial view of a volume: one order of axes, whatever order the scanner sent.
 
-Nothing is resampled. A view turns and flips whole axes, so `invert(apply(array))` is the array
-itself, bit for bit, and a mask computed in the view lies on the source grid again.
+Sagittal and coronal acquisitions are seen as the axial stack that they also are. Nothing is
+resampled: a view turns and flips whole axes, so `invert(apply(array))` is the array itself,
+bit for bit, and a mask computed in the view lies on the source grid again.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import acos, cos, degrees, radians
-from typing import TypeVar
+from math import cos, radians
+from typing import Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from dicom.errors import SeriesError
 from dicom.volume import Grid
 
 Scalar = TypeVar("Scalar", bound=np.generic)
@@ -24,12 +24,12 @@ LARGEST_TILT_DEG = 45.0
 _TILT_TOLERANCE = 1e-6  # of the cosine: direction cosines are decimal strings
 
 _LEFT, _POSTERIOR, _SUPERIOR = 0, 1, 2  # rows of an affine to LPS
+_NAMES = (_SUPERIOR, _POSTERIOR, _LEFT)
+_ORDERS = ((0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0))
+"""Source axis behind each axis of a view, in every way there is."""
 
 
-class NotAxialError(SeriesError):
-    """The slices are nearer to sagittal or coronal than to axial."""
-
-    reason = "not-axial"
+Plane = Literal["axial", "sagittal", "coronal"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,11 +39,18 @@ class AxialView:
     source: Grid
     grid: Grid
     """Of the view: slices inferior to superior, rows anterior to posterior, columns right to left
-    of the patient. Oblique stacks stay oblique: each axis points within 45 degrees of its name."""
+    of the patient. Oblique stacks stay oblique: each axis has the name that it is nearest to, as
+    far as no two share one."""
     axes: tuple[int, int, int]
     """Source axis behind each axis of the view."""
     flipped: tuple[bool, bool, bool]
     """Does an axis of the view run against its source axis?"""
+
+    @property
+    def acquired(self) -> Plane:
+        """The plane nearest to the slices as they were acquired."""
+        planes: tuple[Plane, Plane, Plane] = ("axial", "coronal", "sagittal")
+        return planes[self.axes.index(0)]
 
     def apply(self, array: npt.NDArray[Scalar]) -> npt.NDArray[Scalar]:
         """Array in the order of the view; the last three axes are (slice, row, column)."""
@@ -70,18 +77,13 @@ class AxialView:
 
 
 def axial_view(grid: Grid) -> AxialView:
-    """The axial view of arrays on a grid.
+    """The axial view of arrays on a grid, whether its slices are axial, sagittal or coronal.
 
-    Rows and columns of the source may be swapped and may run either way; slices may run either way.
-
-    Raises:
-        NotAxialError: The slice normal is more than `LARGEST_TILT_DEG` from superior-inferior.
+    Any axis of the source may follow any axis of the patient, either way.
     """
     steps = grid.affine[:3, :3] / np.linalg.norm(grid.affine[:3, :3], axis=0)
-    _refuse_unless_axial(steps)
-    axes = (0, 1, 2) if _rows_run_front_to_back(steps) else (0, 2, 1)
-    names = (_SUPERIOR, _POSTERIOR, _LEFT)
-    flipped = tuple(bool(steps[name, axis] < 0) for name, axis in zip(names, axes, strict=True))
+    axes = _nearest(steps)
+    flipped = tuple(bool(steps[name, axis] < 0) for name, axis in zip(_NAMES, axes, strict=True))
     view_to_source = _index_map(grid.shape, axes, flipped)
     view_grid = Grid(
         affine=grid.affine @ view_to_source,
@@ -91,25 +93,23 @@ def axial_view(grid: Grid) -> AxialView:
     return AxialView(grid, view_grid, axes, (flipped[0], flipped[1], flipped[2]))
 
 
-def _refuse_unless_axial(steps: npt.NDArray[np.float64]) -> None:
+def _nearest(steps: npt.NDArray[np.float64]) -> tuple[int, int, int]:
+    """Source axis for superior, posterior and left.
+
+    Up to `LARGEST_TILT_DEG` slices are axial and stay slices. The other axes decide together: at 45
+    degrees each alone could choose the same name. Of equally near ones the first stays.
+    """
+    near = np.abs(steps)
     # The normal of the slice plane, not the step between slices: they differ in a sheared grid.
     normal = np.cross(steps[:, 1], steps[:, 2])
-    along = min(1.0, abs(float(normal[_SUPERIOR])) / float(np.linalg.norm(normal)))
-    if along < cos(radians(LARGEST_TILT_DEG)) - _TILT_TOLERANCE:
-        raise NotAxialError(
-            f"the slice normal is {degrees(acos(along)):.0f} degrees from superior-inferior"
-            f" (axial: at most {LARGEST_TILT_DEG:.0f})"
-        )
+    along = abs(float(normal[_SUPERIOR])) / float(np.linalg.norm(normal))
+    axial = along >= cos(radians(LARGEST_TILT_DEG)) - _TILT_TOLERANCE
 
+    def nearness(axes: tuple[int, int, int]) -> float:
+        found = [float(near[name, axis]) for name, axis in zip(_NAMES, axes, strict=True)]
+        return round(sum(found), 6)
 
-def _rows_run_front_to_back(steps: npt.NDArray[np.float64]) -> bool:
-    """Does the row index (source axis 1) follow anterior-posterior rather than right-left?
-
-    Both axes decide together: at 45 degrees in the plane each alone could choose the same name.
-    """
-    as_stored = abs(steps[_POSTERIOR, 1]) + abs(steps[_LEFT, 2])
-    swapped = abs(steps[_LEFT, 1]) + abs(steps[_POSTERIOR, 2])
-    return bool(as_stored >= swapped)
+    return max((axes for axes in _ORDERS if (axes[0] == 0) == axial), key=nearness)
 
 
 def _index_map(

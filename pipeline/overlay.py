@@ -44,7 +44,7 @@ class Caption:
 def draw_overlay(
     path: Path, volume: Volume, labels: Labels, caption: Caption, truth: Mask | None = None
 ) -> None:
-    """Write a PNG of the slices with the largest lesion areas, in anatomical order.
+    """Write a PNG of the axial slices with the largest lesion areas, in anatomical order.
 
     Radiological convention: the patient's right is at the left, anterior is up. Colours are those
     of the Segmentation. Without any lesion the middle slices are shown.
@@ -55,9 +55,6 @@ def draw_overlay(
         labels: 0 background, 1.. lesions, on the grid of the volume.
         caption: What is written around.
         truth: Known lesions, drawn as dotted white lines.
-
-    Raises:
-        NotAxialError: The slices are not axial.
     """
     view = axial_view(volume.grid)
     images, marked = view.apply(volume.voxels), view.apply(labels)
@@ -89,8 +86,9 @@ def draw_overlay(
         _outline(axes, marked[index, rows, columns])
         if known is not None:
             _contour(axes, known[index, rows, columns], _TRUTH, ":")
-        source_slice = volume.grid.shape[0] - index if view.flipped[0] else index + 1
-        _annotate(axes, f"slice {source_slice}")
+        source_slice = view.grid.shape[0] - index if view.flipped[0] else index + 1
+        # Of another acquisition no viewer numbers the axial slices: these are counted here.
+        _annotate(axes, f"{'slice' if view.acquired == 'axial' else 'axial'} {source_slice}")
     _write_around(figure, caption, height)
     figure.savefig(path, dpi=DOTS_PER_INCH, facecolor=_PAPER)
 

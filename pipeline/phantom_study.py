@@ -90,20 +90,30 @@ def write_study(phantom: Phantom, folder: Path) -> tuple[Path, ...]:
         (_REFORMAT, _reformat),
         (_PROJECTION, _projection),
     )
-    written: list[Path] = []
-    for protocol, make in makers:
-        place = folder / protocol.folder
-        place.mkdir(parents=True, exist_ok=True)
-        number = 0
-        for stack in make(phantom, protocol):
-            for index in range(stack.grid.shape[0]):
-                path = place / f"{number + 1:04d}.dcm"
-                _image(phantom, protocol, stack, index, number).save_as(
-                    path, enforce_file_format=True
-                )
-                written.append(path)
-                number += 1
-    return tuple(written)
+    return tuple(
+        path
+        for protocol, make in makers
+        for path in _write_series(phantom, protocol, make(phantom, protocol), folder)
+    )
+
+
+def write_flair(phantom: Phantom, folder: Path) -> tuple[Path, ...]:
+    """Write the FLAIR alone, in whatever plane its volume lies."""
+    return tuple(_write_series(phantom, _FLAIR, _flair(phantom, _FLAIR), folder))
+
+
+def _write_series(
+    phantom: Phantom, protocol: Protocol, stacks: Iterator[Stack], folder: Path
+) -> Iterator[Path]:
+    place = folder / protocol.folder
+    place.mkdir(parents=True, exist_ok=True)
+    number = 0
+    for stack in stacks:
+        for index in range(stack.grid.shape[0]):
+            path = place / f"{number + 1:04d}.dcm"
+            _image(phantom, protocol, stack, index, number).save_as(path, enforce_file_format=True)
+            yield path
+            number += 1
 
 
 def flair_series_uid(phantom: Phantom) -> str:

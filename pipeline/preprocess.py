@@ -1,7 +1,8 @@
 """A stripped brain on the network's canvas, and what the network said back on the source grid.
 
-Only the plane of a slice is resampled: the network is two-dimensional, and a slice of the canvas is
-a slice of the source. Training makes its inputs with the functions of this module.
+Only the axial plane is resampled: the network is two-dimensional, and a slice of the canvas is a
+slice of the source, or of its axial view. Training makes its inputs with the functions of this
+module.
 """
 
 from __future__ import annotations
@@ -85,7 +86,6 @@ def prepare(volume: Volume, brain: BrainMask, spec: CanvasSpec) -> Prepared:
     """Resample the brain in plane to the canvas and normalise it.
 
     Raises:
-        NotAxialError: The slices are not axial (from `axial_view`).
         CanvasError: The brain is larger than the canvas.
         NoBrainCoreError: No brain is left 12 mm inside its edge.
     """

@@ -40,7 +40,7 @@ from pipeline.morphology import (
     erode_in_plane_mm,
     fill_holes_in_plane,
 )
-from pipeline.orientation import axial_view
+from pipeline.orientation import AxialView, axial_view
 from pipeline.resample import coarser_in_plane
 
 Severity = Literal["review", "fail"]
@@ -137,13 +137,11 @@ def gate(volume: Volume) -> None:
     Raises:
         IncompleteSeriesError: Fewer than `FEWEST_SLICES` slices.
         ImplausibleGeometryError: Size, spacing or field of view is not that of a head.
-        NotAxialError: The slices are sagittal or coronal.
         NotFiniteError: NaN or infinity among the voxels: networks turn NaN into "no lesion".
         BlankImageError: All voxels alike, or nearly.
         NoiseImageError: Random pixels.
     """
     _gate_geometry(volume.grid)
-    axial_view(volume.grid)
     bad = volume.voxels.size - np.count_nonzero(np.isfinite(volume.voxels))
     if bad:
         raise NotFiniteError(f"{bad} of {volume.voxels.size} voxels are NaN or infinite")
@@ -222,10 +220,12 @@ def judge(
     A brain mask with a *fail* flag means that nothing found within it can be trusted.
     """
     measures = measure_brain(volume, brain)
+    view = axial_view(volume.grid)
     flags = [
         *_brain_flags(measures),
         *_origin_flags(brain, manifest),
-        *_geometry_flags(volume.grid, manifest),
+        *_geometry_flags(view.grid, manifest),
+        *_input_flags(volume, view),
         *_lesion_flags(brain, lesions, findings),
     ]
     # The worst first; of equals in the order of the checks.
@@ -594,5 +594,34 @@ def _lesion_flags(brain: BrainMask, lesions: LesionMap, findings: Findings) -> I
             "models-split",
             f"{split_ml:.1f} ml were called lesion by some models of the ensemble and not by"
             " others, and are not reported as lesion.",
+            "review",
+        )
+
+
+THICK_MM = 2.0
+"""Sagittal or coronal slices farther apart are no 3-D acquisition: in the axial view, which the
+network sees, pixels are as long as slices are apart."""
+THICKER_THAN_WIDE = 1.5  # 1 mm slices of 0.5 mm pixels are 3-D; a little more is interpolation
+
+
+def _input_flags(volume: Volume, view: AxialView) -> Iterator[Flag]:
+    slice_mm, *pixel_mm = volume.grid.spacing_mm
+    if (
+        view.acquired != "axial"
+        and slice_mm > THICK_MM
+        and slice_mm > THICKER_THAN_WIDE * min(pixel_mm)
+    ):
+        yield Flag(
+            "thick-slices-not-axial",
+            f"The slices are {view.acquired}, {slice_mm:.1f} mm apart. The model looks at axial"
+            f" slices, which were made of them with pixels {slice_mm:.1f} mm long:"
+            " small lesions may be missed and edges are coarse.",
+            "review",
+        )
+    if volume.lossy:
+        yield Flag(
+            "lossy-compression",
+            "The images were compressed with loss before they came, or may have been:"
+            " small or faint lesions may be altered.",
             "review",
         )

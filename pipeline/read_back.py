@@ -28,7 +28,7 @@ from dicom.identity import normalised_header
 from dicom.part10 import read_part10
 from dicom.seg import Labels
 from dicom.series import Series
-from dicom.volume import Volume, read_volume
+from dicom.volume import Volume, read_volume, slice_headers
 from pipeline.findings import long_axis_mm
 from pipeline.morphology import Mask
 from pipeline.results import LESIONS_IN_PDF
@@ -71,8 +71,7 @@ def read_back(
         StudyError: The images cannot be read as a volume.
     """
     volume = read_volume(series)
-    headers = {one.sop_instance_uid: normalised_header(one.header) for one in series.instances}
-    sources = [headers[uid] for uid in volume.sop_instance_uids]
+    sources = [normalised_header(header) for header in slice_headers(series, volume)]
     objects = [read_part10(content) for content in contents]
     _check_as_sent(objects, [read_part10(content) for content in stored])
     for one in objects:

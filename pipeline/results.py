@@ -31,6 +31,7 @@ from dicom.checks import (
 )
 from dicom.encapsulated_pdf import build_encapsulated_pdf
 from dicom.errors import InconsistentSeriesError, ResultCheckError
+from dicom.frames import frame_number
 from dicom.identity import identity_digest, moment, normalised_header
 from dicom.part10 import read_part10
 from dicom.probability_map import MapContent, build_probability_map
@@ -47,6 +48,7 @@ from dicom.seg import (
 from dicom.series import Series
 from dicom.sr import MeasuredRegion, Quantity, Report, Totals, build_sr
 from dicom.uids import result_uid
+from dicom.volume import slice_headers
 from pipeline.appearance import COLOURS_CIELAB as COLOURS_CIELAB
 from pipeline.appearance import RESEARCH_BANNER as RESEARCH_BANNER
 from pipeline.appearance import colour_cielab, colour_rgb
@@ -62,6 +64,7 @@ from pipeline.key_images import (
     region_in_words,
 )
 from pipeline.model_pack import Manifest, ModelPack
+from pipeline.orientation import axial_view
 from pipeline.report_pdf import TITLE, LesionRow, PdfReport, build_pdf
 
 RESULT_REVISION: Final = "2"
@@ -196,13 +199,11 @@ def result_settings_digest(settings: Mapping[str, JsonValue], brain: BrainMask) 
 def _input(
     series: Series, analysis: Analysis, pack: ModelPack, settings: Mapping[str, JsonValue]
 ) -> _Input:
-    headers = {instance.sop_instance_uid: instance.header for instance in series.instances}
-    uids = analysis.volume.sop_instance_uids
-    if len(uids) != analysis.volume.grid.shape[0] or set(uids) != headers.keys():
-        raise ResultCheckError(
-            f"{len(uids)} images in the volume, {len(headers)} in the series: not the same"
-        )
-    ordered = [headers[uid] for uid in uids]
+    try:
+        ordered = slice_headers(series, analysis.volume)
+    except InconsistentSeriesError as error:
+        raise ResultCheckError(str(error)) from error
+    uids = sorted(set(analysis.volume.sop_instance_uids))
     identities = {identity_digest(header) for header in ordered}
     if len(identities) != 1:
         raise InconsistentSeriesError(f"{len(identities)} identities among {len(uids)} images")
@@ -211,7 +212,7 @@ def _input(
         analysis=analysis,
         pack=pack,
         digests=(
-            "\\".join(sorted(uids)),
+            "\\".join(uids),
             analysis.volume.pixel_digest,
             *identities,
             pack.digest,
@@ -226,8 +227,13 @@ def _input(
 
 
 def _image_names(ordered: Sequence[Dataset]) -> tuple[str, ...]:
-    """Instance Numbers, which viewers show; without them the slices are counted."""
+    """Instance and frame numbers, which viewers show; without them the slices are counted."""
     names = tuple(text(header, "InstanceNumber") for header in ordered)
+    frames = [frame_number(header) for header in ordered]
+    if None not in frames:
+        of_one = len({text(header, "SOPInstanceUID") for header in ordered}) == 1
+        pairs = zip(names, frames, strict=True)
+        names = tuple(str(frame) if of_one else f"{name}/{frame}" for name, frame in pairs)
     if all(names) and len(set(names)) == len(names):
         return names
     return tuple(str(index) for index in range(1, len(ordered) + 1))
@@ -449,8 +455,10 @@ def _analysed_in_words(given: _Input) -> str:
 def _geometry_in_words(given: _Input) -> str:
     slices, rows, columns = given.analysis.volume.grid.shape
     slice_mm, row_mm, column_mm = given.analysis.volume.grid.spacing_mm
+    acquired = axial_view(given.analysis.volume.grid).acquired
+    plane = "" if acquired == "axial" else f"{acquired} "
     return (
-        f"{slices} slices {slice_mm:.2f} mm apart, "
+        f"{slices} {plane}slices {slice_mm:.2f} mm apart, "
         f"{rows} x {columns} pixels of {row_mm:.2f} x {column_mm:.2f} mm"
     )
 

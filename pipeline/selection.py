@@ -14,6 +14,7 @@ from math import exp, log
 from typing import Any
 
 import numpy as np
+from pydicom import config
 from pydicom.dataset import Dataset
 from pydicom.uid import (
     UID,
@@ -30,9 +31,11 @@ from dicom.errors import (
     MixedOrientationError,
     MultiFrameError,
     Outcome,
+    RepeatedStackError,
     StudyError,
     TruncatedFileError,
 )
+from dicom.frames import as_classic
 from dicom.identity import is_own_result
 from dicom.series import Series, Study, Unreadable
 from dicom.volume import ORIENTATION_TOLERANCE, Grid, stack_grid
@@ -192,7 +195,9 @@ class _Candidate:
 
     @property
     def extent_mm(self) -> float:
-        return self.grid.shape[0] * self.grid.spacing_mm[0]
+        """From bottom to top, whatever the plane of the slices."""
+        axial = axial_view(self.grid).grid
+        return axial.shape[0] * axial.spacing_mm[0]
 
     @property
     def preference(self) -> tuple[float, float, float, float, str]:
@@ -213,7 +218,7 @@ class _Candidate:
 def choose(study: Study, settings: SelectionSettings) -> Selection:
     """The one FLAIR of a study to analyse, from headers alone.
 
-    A usable FLAIR is a single-frame axial stack of at least `settings.minimum_slices` that
+    A usable FLAIR is a stack of at least `settings.minimum_slices` that
     `dicom.volume.stack_grid` accepts. Pixels are not looked at: noise with the header of a FLAIR is
     selected here and refused by the gate (`pipeline.quality`).
     """
@@ -275,10 +280,11 @@ def _judge(series: Series, settings: SelectionSettings) -> Decision | _Candidate
     refusal = _not_an_mr_image(series)
     if refusal is not None:
         return _refused(series, 0.0, refusal)
-    physics = physics_of(series)
-    score = _score(series, physics)
+    classic = as_classic(series)
+    physics = physics_of(classic)
+    score = _score(classic, physics)
     for check in _NOT_FOR_US:
-        refusal = check(series, physics)
+        refusal = check(classic, physics)
         if refusal is not None:
             return _refused(series, round(score / 2, 2), refusal)
     try:
@@ -291,17 +297,16 @@ def _judge(series: Series, settings: SelectionSettings) -> Decision | _Candidate
 
 
 def _usable_grid(series: Series, settings: SelectionSettings) -> Grid:
-    count = len(series.instances)
+    count = len(as_classic(series).instances)
     try:
         grid, _ = stack_grid(series)
-    except (MultiFrameError, TruncatedFileError, MixedOrientationError):
+    except (MultiFrameError, TruncatedFileError, MixedOrientationError, RepeatedStackError):
         raise
     except StudyError:
         # Too few slices is the plainest thing to say of them, whatever else they lack.
         _require_slices(count, settings)
         raise
     _require_slices(count, settings)
-    axial_view(grid)
     return grid
 
 
@@ -312,7 +317,7 @@ def _require_slices(count: int, settings: SelectionSettings) -> None:
 
 def _not_an_mr_image(series: Series) -> _Refusal | None:
     header = series.header
-    sop_class = UID(text(header, "SOPClassUID"))
+    sop_class = UID(text(header, "SOPClassUID"), config.IGNORE)  # else pydicom logs a wrong one
     if sop_class in _MR_IMAGES:
         modality = text(header, "Modality")
         if modality in ("MR", ""):
@@ -492,7 +497,9 @@ def _selected(best: _Candidate, unreadable: Sequence[Unreadable]) -> Decision:
         why = "the header states an inversion and gives no time"
     else:
         why = "no inversion is stated, but the description names it"
-    explanation = f"FLAIR: {physics.in_words()} ({why}); axial, {_size(best)}"
+    explanation = (
+        f"FLAIR: {physics.in_words()} ({why}); {axial_view(best.grid).acquired}, {_size(best)}"
+    )
     # A damaged slice of this series would have been refused; one too damaged to say where it
     # belongs could be the end slice of any.
     lost = sum(one.reason != "not-dicom" and not one.series_instance_uid for one in unreadable)

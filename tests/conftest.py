@@ -231,3 +231,18 @@ def make_flair_series(tmp_path: Path) -> Callable[..., FlairSeries]:
         )
 
     return make
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:  # noqa: ANN401  # pytest names no public type
+    """Print what became of every sample (tests/integration/test_sample_table.py)."""
+    rows = [
+        value
+        for outcome in ("passed", "failed")
+        for report in terminalreporter.stats.get(outcome, ())
+        for name, value in getattr(report, "user_properties", ())
+        if name == "sample" and getattr(report, "when", "") == "call"
+    ]
+    if rows:
+        terminalreporter.section("samples: where, which, outcome, reason")
+        for row in sorted(rows):
+            terminalreporter.write_line(row)

@@ -19,7 +19,6 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
-    EnhancedMRImageStorage,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
@@ -41,6 +40,8 @@ from dicom.errors import (
     MixedOrientationError,
     MultiFrameError,
     NotFiniteError,
+    SeveralEchoesError,
+    SeveralStacksError,
     StudyError,
     TruncatedFileError,
     UndecodableError,
@@ -225,6 +226,69 @@ def test_two_time_points_in_one_series_are_refused(make_flair_series: MakeSeries
     refused(make_flair_series(double=range(10)), DuplicateSliceError, "10 of 20")
 
 
+@pytest.mark.parametrize(
+    ("keyword", "values", "reason"),
+    [
+        ("EchoTime", ("30", "120"), "several-echoes"),
+        ("InversionTime", ("400", "2500"), "several-inversion-times"),
+        ("DiffusionBValue", (0.0, 1000.0), "several-diffusion-weightings"),
+        ("ImageType", (["ORIGINAL", "PRIMARY", "M"], ["ORIGINAL", "PRIMARY", "P"]),
+         "several-image-types"),
+        ("TemporalPositionIdentifier", ("1", "2"), "several-time-points"),
+        ("AcquisitionNumber", ("1", "2"), "several-time-points"),
+        ("SeriesDescription", ("first", "second"), "duplicate-slice"),
+    ],
+)  # fmt: skip
+def test_two_whole_stacks_are_refused_by_what_tells_them_apart(
+    make_flair_series: MakeSeries, keyword: str, values: tuple[Any, Any], reason: str
+) -> None:
+    made = make_flair_series(double=range(10))
+    for path in made.paths:
+        image = pydicom.dcmread(path)
+        setattr(image, keyword, values[path.stem.endswith("_1")])
+        image.save_as(path)
+    with pytest.raises(StudyError) as caught:
+        stack_grid(made.series)
+    assert caught.value.reason == reason
+
+
+def test_a_doubled_slice_of_another_echo_is_no_second_stack(
+    make_flair_series: MakeSeries,
+) -> None:
+    made = make_flair_series(double=[5])
+    (path,) = [path for path in made.paths if path.stem.endswith("_1")]
+    image = pydicom.dcmread(path)
+    image.EchoTime = "30"
+    image.save_as(path)
+    refused(made, DuplicateSliceError)
+
+
+def test_one_stack_of_two_echoes_is_refused(make_flair_series: MakeSeries) -> None:
+    upper = {index: {"EchoTime": "30"} for index in range(5, 10)}
+    refused(make_flair_series(per_slice=upper), SeveralEchoesError, "30 to 120 ms")
+
+
+def test_interleaved_acquisitions_of_one_stack_are_one_volume(
+    make_flair_series: MakeSeries,
+) -> None:
+    odd = {index: {"AcquisitionNumber": "2"} for index in range(1, 10, 2)}
+    made = make_flair_series(per_slice=odd)
+    np.testing.assert_array_equal(read_volume(made.series).voxels, made.voxels)
+
+
+def test_two_crossing_stacks_are_refused_as_two(make_flair_series: MakeSeries) -> None:
+    sagittal = {"ImageOrientationPatient": ["0", "1", "0", "0", "0", "-1"]}
+    made = make_flair_series(per_slice=dict.fromkeys(range(6, 10), sagittal))
+    refused(made, SeveralStacksError, "6 and 4 slices in 2 orientations")
+
+
+def test_stacks_with_names_of_their_own_are_refused_though_they_fit_together(
+    make_flair_series: MakeSeries,
+) -> None:
+    upper = {index: {"StackID": "2"} for index in range(5, 10)}
+    refused(make_flair_series(per_slice=upper, overrides={"StackID": "1"}), SeveralStacksError)
+
+
 def test_a_slice_out_of_step_is_refused(make_flair_series: MakeSeries) -> None:
     made = make_flair_series()
     shifted = made.affine @ [4.3, 0, 0, 1]
@@ -322,10 +386,8 @@ def test_a_size_that_would_fill_the_memory_is_refused_before_decoding(
     refused(made, ImplausibleGeometryError, "65535 x 65535")
 
 
-def test_enhanced_multi_frame_is_refused_for_now(make_flair_series: MakeSeries) -> None:
+def test_many_frames_in_a_classic_image_are_refused(make_flair_series: MakeSeries) -> None:
     refused(make_flair_series(overrides={"NumberOfFrames": 20}), MultiFrameError, "20 frames")
-    enhanced = {"SOPClassUID": EnhancedMRImageStorage}
-    refused(make_flair_series(overrides=enhanced), MultiFrameError)
 
 
 # Declared counts

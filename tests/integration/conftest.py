@@ -14,6 +14,7 @@ from node.archive import Orthanc, find_orthanc
 # The helpers beside this file are shared with `kill_rounds.py`, which runs by itself.
 sys.path.insert(0, str(Path(__file__).parent))
 
+from listening import Node
 from node_process import NodeProcess
 
 SENDER = "SENDER"
@@ -61,3 +62,12 @@ def make_node(tmp_path: Path) -> Iterator[Callable[..., NodeProcess]]:
     yield make
     for node in made:
         node.end()
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[Node]:
+    """A listener with an intake behind it; the test moves its clock."""
+    made = Node(tmp_path / "data")
+    with made.server:
+        yield made
+    made.ledger.close()

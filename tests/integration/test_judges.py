@@ -21,6 +21,7 @@ from scipy import ndimage
 from dicom.series import Series, read_series
 from dicom.volume import Grid, read_volume, stack_grid
 from pipeline.results import ResultObject, build_results
+from tests.enhanced import write_enhanced
 from tests.pipeline.analysed import SETTINGS, analysed, no_lesions, pack, three_lesions
 
 Make = Callable[..., Any]
@@ -194,6 +195,16 @@ def test_judges_agree_on_another_obliquity_and_a_single_lesion(
     judge(made.series, labels, tmp_path)
 
 
+@pytest.mark.parametrize(
+    "degrees", [(0.0, 90.0, 0.0), (84.0, 3.0, -5.0)], ids=["sagittal", "coronal"]
+)
+def test_judges_agree_on_sagittal_and_coronal_slices(
+    make_flair_series: Make, tmp_path: Path, degrees: tuple[float, float, float]
+) -> None:
+    made = make_flair_series(degrees_about_xyz=degrees, spacing_mm=(1.1, 0.9, 0.75))
+    judge(made.series, three_lesions(), tmp_path)
+
+
 def test_judges_agree_that_nothing_was_found(make_flair_series: Make, tmp_path: Path) -> None:
     paths = judge(make_flair_series().series, no_lesions(), tmp_path)
     assert set(paths) == {"sr", "key-image-1", "pdf", "probability"}
@@ -206,12 +217,26 @@ def test_judges_agree_when_slices_arrive_in_reverse(
     judge(made.series, three_lesions(), tmp_path)
 
 
+@pytest.mark.parametrize("objects", [1, 2])
+@pytest.mark.parametrize("order", [None, tuple(range(9, -1, -1))])
+def test_judges_agree_on_enhanced_multi_frame_sources(
+    make_flair_series: Make, tmp_path: Path, order: tuple[int, ...] | None, objects: int
+) -> None:
+    series = write_enhanced(make_flair_series(), tmp_path / "e", order=order, objects=objects)
+    paths = judge(series, three_lesions(), tmp_path)
+    dumped = run("/usr/bin/dcmdump", "+P", "0008,1160", paths["seg"])
+    assert len(re.findall(r"ReferencedFrameNumber", dumped)) == 6
+
+
 @pytest.mark.parametrize(
     ("character_set", "name"),
     [
         ("ISO_IR 192", "Größe^Jürgen"),
         ("ISO_IR 100", "Größe^Jürgen"),
         (["", "ISO 2022 IR 87"], "Yamada^Tarou=山田^太郎=やまだ^たろう"),
+        (["", "ISO 2022 IR 149"], "Hong^Gildong=洪^吉洞=홍^길동"),
+        ("GB18030", "Wang^XiaoDong=王^小东"),
+        ("ISO_IR 126", "Διονυσιος"),
     ],
 )
 def test_judges_read_names_in_any_script(
@@ -223,6 +248,14 @@ def test_judges_read_names_in_any_script(
     found = re.search(r"\[(.*?)\s*\]", dumped)
     assert found is not None
     assert found.group(1) == name
+
+
+@pytest.mark.parametrize("told", [{}, {"LossyImageCompressionRatio": "8"}])
+def test_judges_accept_results_of_images_that_were_compressed_with_loss(
+    make_flair_series: Make, tmp_path: Path, told: dict[str, str]
+) -> None:
+    made = make_flair_series(overrides={"LossyImageCompression": "01", **told})
+    judge(made.series, three_lesions(), tmp_path)
 
 
 @pytest.mark.timeout(180)  # dcentvfy reads 38 files; a minute on a machine that does much else

@@ -22,17 +22,20 @@ HALF_AXES_MM = (62.0, 80.0, 64.0)  # a brain of 4/3 pi 62 x 80 x 64 mm3 = 1330 m
 
 @cache
 def ellipsoid_head(
-    seed: int = 0, centre_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    seed: int = 0,
+    centre_mm: tuple[float, float, float] = (0.0, 0.0, 0.0),
+    shape: tuple[int, int, int] = SHAPE,
+    spacing_mm: tuple[float, float, float] = SPACING_MM,
 ) -> tuple[Volume, Mask]:
     """Brain, ventricles, CSF, skull and scalp, oblique and anisotropic, and where the brain is."""
     rng = np.random.default_rng(seed)
     offsets = []
-    for axis, length in enumerate(SHAPE):
-        offset_mm = (np.arange(length) - (length - 1) / 2) * SPACING_MM[axis] - centre_mm[axis]
+    for axis, length in enumerate(shape):
+        offset_mm = (np.arange(length) - (length - 1) / 2) * spacing_mm[axis] - centre_mm[axis]
         offsets.append(np.expand_dims(offset_mm, [other for other in range(3) if other != axis]))
     radius = np.sqrt(sum((o / a) ** 2 for o, a in zip(offsets, HALF_AXES_MM, strict=True)))
     ventricles = np.sqrt((offsets[0] / 15) ** 2 + (offsets[1] / 30) ** 2 + (offsets[2] / 14) ** 2)
-    texture = ndimage.gaussian_filter(rng.normal(size=SHAPE), (0.7, 2, 2))
+    texture = ndimage.gaussian_filter(rng.normal(size=shape), (0.7, 2, 2))
     brain_level = 100 + 8 * texture / texture.std()
     levels = [
         (radius < 1.18, 90.0),  # scalp
@@ -41,11 +44,11 @@ def ellipsoid_head(
         (radius < 1.00, brain_level),
         (ventricles < 1.0, 30.0),
     ]
-    voxels = np.full(SHAPE, 4.0)
+    voxels = np.full(shape, 4.0)
     for where, level in levels:
         voxels = np.where(where, level, voxels)
-    voxels = np.abs(voxels + rng.normal(0, 3, SHAPE)).astype(np.float32)
-    return Volume(voxels, Grid(oblique_affine(SPACING_MM), SHAPE, "1.2.3")), radius < 1.0
+    voxels = np.abs(voxels + rng.normal(0, 3, shape)).astype(np.float32)
+    return Volume(voxels, Grid(oblique_affine(spacing_mm), shape, "1.2.3")), radius < 1.0
 
 
 @cache

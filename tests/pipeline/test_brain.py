@@ -24,7 +24,6 @@ from pipeline.brain import (
 )
 from pipeline.brain_surface import icosphere
 from pipeline.morphology import depth_in_plane_mm
-from pipeline.orientation import NotAxialError
 from tests.pipeline.heads import (
     ALL_SCANS,
     CLEAN,
@@ -136,11 +135,15 @@ def test_nan_is_refused() -> None:
         strip_skull(with_voxels(volume, voxels))
 
 
-def test_sagittal_slices_are_refused() -> None:
+@pytest.mark.parametrize("axes", [(2, 0, 1), (1, 0, 2)], ids=["sagittal", "coronal"])
+def test_the_mask_of_sagittal_and_coronal_slices_is_that_of_the_axial_ones(
+    axes: tuple[int, int, int],
+) -> None:
     volume, _ = ellipsoid_head()
-    affine = volume.grid.affine[:, [2, 0, 1, 3]]
-    with pytest.raises(NotAxialError):
-        strip_skull(Volume(volume.voxels, Grid(affine, SHAPE)))
+    grid = Grid(volume.grid.affine[:, [*axes, 3]], tuple(SHAPE[axis] for axis in axes))  # type: ignore[arg-type]
+    turned = Volume(np.ascontiguousarray(volume.voxels.transpose(axes)), grid)
+    mask = strip_skull(turned).mask
+    assert np.array_equal(mask, stripped_head().mask.transpose(axes))
 
 
 def test_an_image_with_nothing_but_a_bright_corner_does_not_crash() -> None:

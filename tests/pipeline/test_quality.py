@@ -24,7 +24,7 @@ from pipeline.brain import BrainMask, premasked, strip_skull, supplied_mask
 from pipeline.findings import measure
 from pipeline.lesions import LesionMap
 from pipeline.model_pack import Extractor, ValidatedGeometry
-from pipeline.orientation import NotAxialError
+from pipeline.orientation import axial_view
 from pipeline.quality import (
     LEAST_CORRELATION,
     BrainMeasures,
@@ -32,6 +32,7 @@ from pipeline.quality import (
     NoiseImageError,
     Quality,
     _brain_flags,
+    _input_flags,
     gate,
     judge,
     measure_brain,
@@ -172,10 +173,9 @@ def test_sheared_voxels_are_refused() -> None:
         gate(Volume(volume.voxels, Grid(affine, SHAPE)))
 
 
-def test_sagittal_slices_are_refused() -> None:
+def test_sagittal_slices_pass_the_gate() -> None:
     volume = volume_of((100, 100, 100), (1.8, 1.8, 1.8))
-    with pytest.raises(NotAxialError):
-        gate(Volume(volume.voxels, Grid(volume.grid.affine[:, [2, 0, 1, 3]], volume.grid.shape)))
+    gate(Volume(volume.voxels, Grid(volume.grid.affine[:, [2, 0, 1, 3]], volume.grid.shape)))
 
 
 # Brain masks ---------------------------------------------------------------------------------
@@ -394,6 +394,37 @@ def test_brain_that_only_some_members_call_lesion_is_review() -> None:
 def test_an_eighth_of_the_brain_in_lesions_is_review() -> None:
     labels = (stripped_head().mask & (np.arange(SHAPE[1]) < 48)[:, np.newaxis]).astype(np.int32)
     assert codes(verdict(lesion_map(labels))) == ["lesion-load-implausible"]
+
+
+@pytest.mark.usefixtures("_good_measures")
+@pytest.mark.parametrize(
+    ("axes", "spacing_mm", "expected"),
+    [
+        ((2, 0, 1), (5.0, 0.9, 0.9), ["thick-slices-not-axial"]),  # sagittal
+        ((1, 0, 2), (3.0, 0.9, 0.9), ["thick-slices-not-axial"]),  # coronal
+        ((2, 0, 1), (1.0, 0.5, 0.5), []),
+        ((2, 0, 1), (1.2, 1.0, 1.0), []),
+        ((2, 0, 1), (2.5, 2.0, 2.0), []),  # coarse, but not thicker than wide
+        ((0, 1, 2), (6.5, 0.5, 0.5), []),  # axial
+    ],
+)
+def test_thick_sagittal_and_coronal_slices_are_review(
+    axes: tuple[int, int, int], spacing_mm: tuple[float, float, float], expected: list[str]
+) -> None:
+    sorted_mm = [0.0, 0.0, 0.0]
+    for axis, mm in zip(axes, spacing_mm, strict=True):
+        sorted_mm[axis] = mm
+    affine = oblique_affine((sorted_mm[0], sorted_mm[1], sorted_mm[2]))[:, [*axes, 3]]
+    volume = Volume(np.ones((9, 9, 9), np.float32), Grid(affine, (9, 9, 9)))
+    flags = list(_input_flags(volume, axial_view(volume.grid)))
+    assert [(flag.code, flag.severity) for flag in flags] == [(code, "review") for code in expected]
+
+
+@pytest.mark.usefixtures("_good_measures")
+def test_images_that_were_compressed_with_loss_are_review() -> None:
+    volume = replace(ellipsoid_head()[0], lossy=True)
+    quality = judge(volume, stripped_head(), lesion_map(), measure(lesion_map()), manifest())
+    assert (codes(quality), quality.verdict) == (["lossy-compression"], "review")
 
 
 # Real FLAIR ----------------------------------------------------------------------------------

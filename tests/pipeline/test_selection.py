@@ -21,6 +21,7 @@ from config.settings import SelectionSettings
 from dicom.errors import Outcome
 from dicom.series import Study, read_study
 from pipeline.selection import Decision, Selection, choose
+from tests.enhanced import write_enhanced
 
 MakeSeries = Callable[..., Any]  # tests/conftest.py, FlairSeries
 SETTINGS = SelectionSettings()
@@ -227,10 +228,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "no Frame of Reference": ("missing-attribute", {"overrides": {"FrameOfReferenceUID": None}}),
     "two patients": ("inconsistent-series", {"per_slice": {2: {"PatientID": "OTHER"}}}),
-    "coronal": ("not-axial", {"degrees_about_xyz": (90.0, 0.0, 0.0)}),
-    "sagittal": ("not-axial", {"degrees_about_xyz": (0.0, 90.0, 0.0)}),
     "TE absent, named FLAIR": ("missing-attribute", {"overrides": {"EchoTime": None}}),
-    "Enhanced": ("enhanced-multi-frame", {"overrides": {"SOPClassUID": EnhancedMRImageStorage}}),
 }
 
 
@@ -246,6 +244,33 @@ def test_a_flair_that_cannot_be_used_is_not_analysed(
 
 def test_an_oblique_flair_is_axial_enough(make_flair_series: MakeSeries) -> None:
     assert decide(make_flair_series(degrees_about_xyz=(30.0, 0.0, 0.0))).reason == "selected"
+
+
+@pytest.mark.parametrize(
+    ("plane", "degrees"), [("coronal", (90.0, 0.0, 0.0)), ("sagittal", (0.0, 90.0, 0.0))]
+)
+def test_a_flair_in_another_plane_is_selected_and_its_plane_told(
+    make_flair_series: MakeSeries, plane: str, degrees: tuple[float, float, float]
+) -> None:
+    decision = decide(make_flair_series(degrees_about_xyz=degrees))
+    assert decision.reason == "selected"
+    assert f"; {plane}, 10 slices" in decision.explanation
+
+
+def test_an_enhanced_flair_is_selected(make_flair_series: MakeSeries, tmp_path: Path) -> None:
+    classic = make_flair_series()
+    enhanced = choose(Study((write_enhanced(classic, tmp_path / "e"),)), SETTINGS).decisions[0]
+    assert enhanced.reason == "selected"
+    assert enhanced.explanation == decide(classic).explanation
+    assert enhanced.score == decide(classic).score
+
+
+def test_enhanced_slices_count_not_enhanced_objects(
+    make_flair_series: MakeSeries, tmp_path: Path
+) -> None:
+    few = write_enhanced(make_flair_series(slices=7), tmp_path / "few")
+    (decision,) = choose(Study((few,)), SETTINGS).decisions
+    assert (decision.reason, decision.outcome) == ("too-few-slices", Outcome.NOT_ANALYSED)
 
 
 def test_a_site_can_ask_for_more_slices(make_flair_series: MakeSeries) -> None:
@@ -283,7 +308,7 @@ def test_an_enhanced_object_is_judged_by_its_functional_groups(
         dataset.save_as(made.paths[0])
         return decide(made)
 
-    assert enhanced(120.0).reason == "enhanced-multi-frame"
+    assert enhanced(120.0).reason == "too-few-slices"
     assert enhanced(120.0).outcome is Outcome.NOT_ANALYSED
     assert enhanced(10.0).reason == "not-flair-echo-time"
 
