@@ -202,6 +202,23 @@ def read_volume(series: Series) -> Volume:
     return Volume(voxels, grid, uids, _digest(voxels))
 
 
+def missing_between(series: Series) -> tuple[tuple[Instance, Instance, int], ...]:
+    """Between which neighbours slices are missing, and how many there.
+
+    Only of a series that `stack_grid` refuses with MissingSliceError: the gaps of any other may be
+    no whole multiples of each other, or its images lie in no order.
+    """
+    orientation = _orientation(series)
+    normal = np.cross(orientation[:3], orientation[3:])
+    positions, ordered = _ordered_along(normal, series.instances)
+    gaps_mm = np.diff(positions @ normal)
+    missing = np.rint(gaps_mm / _usual_gap_mm(gaps_mm)).astype(int) - 1
+    return tuple(
+        (ordered[index], ordered[index + 1], int(missing[index]))
+        for index in np.flatnonzero(missing > 0)
+    )
+
+
 def read_nifti(path: Path) -> Volume:
     """A NIfTI image as a volume: its third axis becomes the slice axis, RAS becomes LPS.
 
@@ -336,8 +353,7 @@ def _refuse_unless_one_stack(positions: _Points, normal: _Points) -> None:
         raise DuplicateSliceError(
             f"{doubled} of {len(positions)} slices lie where their neighbour does"
         )
-    # The lower median: with an even count the mean of two gaps is the gap of nobody.
-    usual_mm = float(np.sort(gaps_mm)[(len(gaps_mm) - 1) // 2])
+    usual_mm = _usual_gap_mm(gaps_mm)
     tolerance_mm = max(SMALLEST_GAP_TOLERANCE_MM, SLICE_GAP_TOLERANCE * usual_mm)
     whole = np.rint(gaps_mm / usual_mm)
     if np.any(np.abs(gaps_mm - whole * usual_mm) > tolerance_mm * np.maximum(whole, 1)):
@@ -357,6 +373,11 @@ def _refuse_unless_one_stack(positions: _Points, normal: _Points) -> None:
     # Gaps may each be within tolerance and still add up.
     if stray_mm > 2 * tolerance_mm:
         raise IrregularSpacingError(f"a slice lies {stray_mm:.3f} mm off an even, straight stack")
+
+
+def _usual_gap_mm(gaps_mm: _Points) -> float:
+    """The lower median: with an even count the mean of two gaps is the gap of nobody."""
+    return float(np.sort(gaps_mm)[(len(gaps_mm) - 1) // 2])
 
 
 def _refuse_tilt(positions: _Points, normal: _Points) -> None:

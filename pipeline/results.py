@@ -72,7 +72,7 @@ COLOURS_CIELAB: Final = (
 """Told apart from each other and from grey; neighbours in number differ most. They start again
 after the last. A colour says nothing of a lesion."""
 
-Kind = Literal["seg", "sr"]
+Kind = Literal["seg", "sr", "note"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

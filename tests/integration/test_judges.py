@@ -17,9 +17,12 @@ import pytest
 import SimpleITK
 from scipy import ndimage
 
-from dicom.series import Series, read_series
+from config.settings import SelectionSettings
+from dicom.series import Series, read_series, read_study
 from dicom.volume import Grid, read_volume, stack_grid
+from pipeline.note import Refusal, build_note
 from pipeline.results import ResultObject, build_results
+from pipeline.selection import choose
 from tests.pipeline.analysed import SETTINGS, analysed, no_lesions, pack, three_lesions
 
 Make = Callable[..., Any]
@@ -152,6 +155,34 @@ def test_judges_agree_when_slices_arrive_in_reverse(
 ) -> None:
     made = make_flair_series(instance_numbers=range(10, 0, -1))
     judge(made.series, three_lesions(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"drop": (4, 5)},
+        {"overrides": {"FrameOfReferenceUID": None, "PatientName": "Größe^Jürgen"}},
+        {"overrides": {"ImageOrientationPatient": None, "PixelSpacing": None, "StudyDate": None}},
+    ],
+)
+def test_judges_find_no_fault_in_a_note_and_read_its_sentences(
+    make_flair_series: Make, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    study = read_study(make_flair_series(**changes).folder)
+    (decision,) = choose(study, SelectionSettings()).decisions
+    refusal = Refusal(decision.reason, decision.explanation)
+    note = build_note(study.series[0], refusal, pack())
+    path = tmp_path / "note.dcm"
+    path.write_bytes(note.content)
+    assert complaints(DCIODVFY, path) == []
+    sources = [instance.path for instance in study.series[0].instances]
+    assert complaints(DCENTVFY, path, *sources) == []
+    printed = run(DSRDUMP, "+U8", "+Pl", path)
+    assert "Basic Text SR Document" in printed
+    assert f"Reason code: {decision.reason}." in printed
+    assert "Not analysed: " in printed
+    assert printed.count("<contains IMAGE:") == len(sources)
+    # tid1500reader and segimage2itkimage have nothing to read here: no measurement, no mask.
 
 
 @pytest.mark.parametrize(
