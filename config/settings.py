@@ -54,8 +54,9 @@ class Destination(Section):
     """Where results go: a peer, and what it takes."""
 
     peer: str
-    kinds: tuple[ResultKind, ...] = ("seg", "sr")
-    """A PACS that cannot draw a Segmentation can be sent the report alone."""
+    kinds: tuple[ResultKind, ...] = ("seg", "sr", "note")
+    """A PACS that cannot draw a Segmentation can be sent the report alone. Without `note` nothing
+    tells a reader there why no result came."""
     research: bool = False
     """A pack of status `research` is sent only to destinations that say so."""
     confirm: Literal["query", "none"] = "query"
