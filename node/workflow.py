@@ -4,6 +4,9 @@
     analysis    (worker)    the pixels: volume, brain, lesions, objects
     delivery    (service)   look, send what is missing, look again; pause; settle
 
+A FLAIR that is refused goes the same way, and what is delivered is the note that says why; its end
+is `not_analysed`, wherever that note is.
+
 Every step may run twice, after a crash, and is written so that twice is once. The ledger says what
 is owed and where it stands; the engine only drives, and `Casework.resume` makes its work anew.
 """
