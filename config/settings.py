@@ -63,7 +63,8 @@ class Destination(Section):
     peer: str
     kinds: tuple[ResultKind, ...] = (*DEFAULT_KINDS, "note")
     """Leave out what a PACS refuses: a refused object holds the delivery until somebody looks.
-    `probability` is sent only if it is named here."""
+    `probability` is sent only if it is named here. Without `note` nothing tells a reader there why
+    no result came."""
     research: bool = False
     """A pack of status `research` is sent only to destinations that say so."""
     confirm: Literal["query", "none"] = "query"

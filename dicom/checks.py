@@ -18,6 +18,7 @@ from pydicom.datadict import keyword_for_tag
 from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
 from pydicom.uid import (
+    BasicTextSRStorage,
     Comprehensive3DSRStorage,
     EncapsulatedPDFStorage,
     ParametricMapStorage,
@@ -30,6 +31,7 @@ from dicom import codes
 from dicom.errors import ResultCheckError
 from dicom.frames import frame_number
 from dicom.identity import DESCRIPTION, IDENTITY, MANUFACTURER, UTF_8
+from dicom.note import Note
 from dicom.outline import Footprint, footprints
 from dicom.probability_map import Probability
 from dicom.secondary_capture import Capture
@@ -198,6 +200,35 @@ def check_sr(
         footprint = lies[measured.region.number]
         _check_volumetric(volumetric, measured, sources, seg, footprint)
         _check_planar(planar, measured, sources, footprint)
+
+
+def check_note(found: Dataset, sources: Sequence[Dataset], note: Note) -> None:
+    """The note says why, claims nothing else, and points to images that exist.
+
+    Args:
+        found: As re-read from its bytes.
+        sources: `identity.normalised_reference` of every image that could be read.
+        note: What it must say.
+
+    Raises:
+        ResultCheckError: Anything differs.
+    """
+    _require(found.SOPClassUID == BasicTextSRStorage, "the note is no Basic Text SR")
+    _require(_code(found) == _key(codes.NARRATIVE_SUMMARY), "the note has another title")
+    _require(found.VerificationFlag == "UNVERIFIED", "the note is marked as verified")
+    _check_evidence(found, sources, None)
+    statements = tuple(str(item.TextValue) for item in _named(found, codes.COMMENT))
+    _require(statements == note.statements, "the sentences of the note differ")
+    status = {
+        _code(item): _value_code(item)
+        for item in found.ContentSequence
+        if item.ValueType == "CODE" and item.RelationshipType == "CONTAINS"
+    }
+    expected = {_key(question): _key(answer) for question, answer in note.status}
+    _require(status == expected, "the coded status of the note differs")
+    _require(
+        all(item.get("ValueType") != "NUM" for item in _items(found)), "the note holds a number"
+    )
 
 
 def check_key_image(image: Dataset, sources: Sequence[Dataset], capture: Capture) -> None:

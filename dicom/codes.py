@@ -68,6 +68,11 @@ SUCCEEDED_WITHOUT_FINDINGS: Final = Code(
 )
 SUCCEEDED_WITH_FINDINGS: Final = Code("111242", "DCM", "All algorithms succeeded; with findings")
 """CID 6047: "nothing found" and "not analysed" are different answers."""
+NOTHING_SUCCEEDED: Final = Code("111245", "DCM", "No algorithms succeeded; without findings")
+"""Of a series that was not analysed. Not 111243 ("Not all algorithms succeeded; without findings"):
+that says that some did, and found nothing."""
+ALGORITHM_NAME: Final = Code("111001", "DCM", "Algorithm Name")
+ALGORITHM_VERSION: Final = Code("111003", "DCM", "Algorithm Version")
 QUALITY_ASSESSMENT: Final = Code("111050", "DCM", "Quality Assessment")
 QUALITY_MET: Final = Code("111237", "DCM", "Usable - Meets the quality control standard")
 QUALITY_NOT_MET: Final = Code(

@@ -97,6 +97,9 @@ _MUST_HAVE_A_VALUE: Final = (
     "SeriesInstanceUID",
     "FrameOfReferenceUID",
 )
+_REFERENCE: Final = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "Modality")
+_PLACE: Final = ("FrameOfReferenceUID", "PositionReferenceIndicator", "SliceThickness")
+"""What an object that says nothing of places does without."""
 
 _MOMENTS: Final = (
     ("AcquisitionDate", "AcquisitionTime"),
@@ -139,15 +142,30 @@ def normalised_header(header: Dataset) -> Dataset:
         MissingAttributeError: A UID is absent.
         UndecodableTextError: What identifies is not text in the declared character set.
     """
+    return _normalised(header, _IMAGE)
+
+
+def normalised_reference(header: Dataset) -> Dataset:
+    """`normalised_header` for an object that only names images: they need no place and no pixels.
+
+    Raises:
+        MissingAttributeError: A UID is absent.
+        UndecodableTextError: Text is not in the declared character set.
+    """
+    return _normalised(header, _REFERENCE, without=_PLACE)
+
+
+def _normalised(header: Dataset, image: tuple[str, ...], without: tuple[str, ...] = ()) -> Dataset:
     normalised = Dataset()
     normalised.SpecificCharacterSet = UTF_8
     for keyword in _MUST_HAVE_A_VALUE:
-        required_text(header, keyword)
-    for keyword in (*IDENTITY, *DESCRIPTION, *_IMAGE):
+        if keyword not in without:
+            required_text(header, keyword)
+    for keyword in (*IDENTITY, *DESCRIPTION, *image):
         if keyword in header:
             _add(normalised, keyword, header)
     for keyword in _MUST_BE_PRESENT:
-        if keyword not in normalised:
+        if keyword not in normalised and keyword not in without:
             setattr(normalised, keyword, None if keyword == "SliceThickness" else "")
     return normalised
 

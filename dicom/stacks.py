@@ -88,8 +88,7 @@ def refuse_uneven(positions: Points, normal: Points) -> None:
         raise DuplicateSliceError(
             f"{doubled} of {len(positions)} slices lie where their neighbour does"
         )
-    # The lower median: with an even count the mean of two gaps is the gap of nobody.
-    usual_mm = float(np.sort(gaps_mm)[(len(gaps_mm) - 1) // 2])
+    usual_mm = usual_gap_mm(gaps_mm)
     tolerance_mm = max(SMALLEST_GAP_TOLERANCE_MM, SLICE_GAP_TOLERANCE * usual_mm)
     whole = np.rint(gaps_mm / usual_mm)
     if np.any(np.abs(gaps_mm - whole * usual_mm) > tolerance_mm * np.maximum(whole, 1)):
@@ -109,6 +108,11 @@ def refuse_uneven(positions: Points, normal: Points) -> None:
     # Gaps may each be within tolerance and still add up.
     if stray_mm > 2 * tolerance_mm:
         raise IrregularSpacingError(f"a slice lies {stray_mm:.3f} mm off an even, straight stack")
+
+
+def usual_gap_mm(gaps_mm: Points) -> float:
+    """The lower median: with an even count the mean of two gaps is the gap of nobody."""
+    return float(np.sort(gaps_mm)[(len(gaps_mm) - 1) // 2])
 
 
 def _refuse_tilt(positions: Points, normal: Points) -> None:

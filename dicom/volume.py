@@ -51,7 +51,7 @@ from dicom.errors import (
 )
 from dicom.frames import Frame, frame_count, frames_of, is_multi_frame
 from dicom.series import Instance, Series
-from dicom.stacks import FEWEST_SLICES, refuse_unless_one_stack
+from dicom.stacks import FEWEST_SLICES, refuse_unless_one_stack, usual_gap_mm
 
 Affine = npt.NDArray[np.float64]
 Voxels = npt.NDArray[np.float32]
@@ -239,6 +239,24 @@ def slice_headers(series: Series, volume: Volume) -> tuple[Dataset, ...]:
             f"{len(volume.images)} images in the volume, {len(headers)} in the series: not the same"
         )
     return tuple(headers[image] for image in volume.images)
+
+
+def missing_between(series: Series) -> tuple[tuple[Frame, Frame, int], ...]:
+    """Between which neighbours slices are missing, and how many there.
+
+    Only of a series that `stack_grid` refuses with MissingSliceError: the gaps of any other may be
+    no whole multiples of each other, or its images lie in no order.
+    """
+    frames = frames_of(series)
+    orientation = _orientation(frames)
+    normal = np.cross(orientation[:3], orientation[3:])
+    positions, ordered = _ordered_along(normal, frames)
+    gaps_mm = np.diff(positions @ normal)
+    missing = np.rint(gaps_mm / usual_gap_mm(gaps_mm)).astype(int) - 1
+    return tuple(
+        (ordered[index], ordered[index + 1], int(missing[index]))
+        for index in np.flatnonzero(missing > 0)
+    )
 
 
 def read_nifti(path: Path) -> Volume:

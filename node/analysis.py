@@ -6,19 +6,20 @@ Only they import this module; the service process holds no pixels.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from config.settings import DEFAULT_KINDS, PipelineSettings, Settings
-from dicom.errors import Outcome, StudyError
-from dicom.series import read_series
+from dicom.errors import InconsistentSeriesError, Outcome, StudyError
+from dicom.series import read_series, read_study
 from dicom.volume import Volume, read_nifti, read_volume, write_nifti
 from node.durable import write_durably
 from pipeline.brain import BrainMask, supplied_mask
 from pipeline.ensemble import Ensemble
 from pipeline.flow import Analysis, OnStage, Stopwatch, analyse
 from pipeline.model_pack import ModelPack, find_pack, load_pack
+from pipeline.note import Refusal, build_note
 from pipeline.results import ResultObject, build_results
 
 
@@ -81,7 +82,8 @@ def analyse_series(
 ) -> AnalysisOutcome:
     """Analyse the files of one series and write the result objects.
 
-    Refusals are outcomes, not exceptions; whatever still rises from here is our fault.
+    Refusals are outcomes, not exceptions, and their object is the note that says why; whatever
+    still rises from here is our fault.
 
     Args:
         paths: Exactly the instances to analyse.
@@ -101,15 +103,33 @@ def analyse_series(
             volume = read_volume(series)
         analysis = analyse(volume, ensemble, pack.manifest, stage=stage)
         if refused := _refused_for_quality(analysis, report):
-            return refused
+            return _with_note(refused, paths, pack, output, analysis)
         with stage("results"):
             objects = build_results(series, analysis, pack, ensemble.settings(), kinds)
             outputs = tuple(_write(one, output) for one in objects)
             if save_volumes:
                 _save_volumes(analysis, output)
     except StudyError as error:
-        return _refused(error.outcome, error.reason, str(error), report, stage)
+        refused = _refused(error.outcome, error.reason, str(error), report, stage)
+        return _with_note(refused, paths, pack, output)
     return _analysed(analysis, outputs, report, stage)
+
+
+def tell_why(
+    paths: Sequence[Path], pack: ModelPack, output: Path, reason: str, explanation: str
+) -> AnalysisOutcome:
+    """The note on a series that was refused before any pixel was looked at.
+
+    Args:
+        paths: The instances of the series, damaged ones too.
+        pack: The model that the series was to be analysed with.
+        output: An existing folder that the note goes to.
+        reason: Why the series was refused.
+        explanation: With the values that decided.
+    """
+    report: dict[str, Any] = {"series_instance_uid": None, "model": _model(pack)}
+    refused = _refused(Outcome.NOT_ANALYSED, reason, explanation, report, Stopwatch())
+    return _with_note(refused, paths, pack, output)
 
 
 def analyse_nifti(
@@ -179,10 +199,7 @@ def _analysed(
         "explanation": "",
         "findings": analysis.findings.as_json(),
         "quality": analysis.quality.as_json(),
-        "outputs": [
-            {"kind": o.kind, "sop_instance_uid": o.sop_instance_uid, "path": str(o.path)}
-            for o in outputs
-        ],
+        "outputs": [_entry(one) for one in outputs],
         "timing_s": dict(stage.timing_s),
     }
     return AnalysisOutcome(Outcome.ANALYSED, "", "", outputs, report)
@@ -196,6 +213,39 @@ def _refused_for_quality(analysis: Analysis, report: dict[str, Any]) -> Analysis
     stage = Stopwatch()
     stage.timing_s |= analysis.timing_s
     return _refused(Outcome.NOT_ANALYSED, flag.code, flag.message, report, stage)
+
+
+def _with_note(
+    refused: AnalysisOutcome,
+    paths: Sequence[Path],
+    pack: ModelPack,
+    output: Path,
+    analysis: Analysis | None = None,
+) -> AnalysisOutcome:
+    """The refusal with its note, or with the reason why there is none."""
+    if refused.outcome is not Outcome.NOT_ANALYSED:
+        return refused
+    refusal = Refusal(
+        refused.reason, refused.explanation, analysis.quality.flags if analysis is not None else ()
+    )
+    try:
+        study = read_study(Path(), files=paths)
+        if len(study.series) != 1:
+            raise InconsistentSeriesError(f"files of {len(study.series)} series, expected one")
+        series = replace(study.series[0], unreadable=study.unreadable)
+        outputs = (_write(build_note(series, refusal, pack), output),)
+    except StudyError as error:
+        return replace(refused, report={**refused.report, "no_note": f"{error.reason}: {error}"})
+    report = {
+        **refused.report,
+        "series_instance_uid": series.series_instance_uid,
+        "outputs": [_entry(one) for one in outputs],
+    }
+    return replace(refused, outputs=outputs, report=report)
+
+
+def _entry(one: Output) -> dict[str, str]:
+    return {"kind": one.kind, "sop_instance_uid": one.sop_instance_uid, "path": str(one.path)}
 
 
 def _refused(

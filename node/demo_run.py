@@ -242,9 +242,11 @@ def _fetch(
     results: list[Result] = []
     expected = [one.sop_instance_uid for s in sent.study.series for one in s.instances]
     for row in rows:
+        outcome = folder.read(row.job_id) if row.job_id else None
         if row.state is not SeriesState.DELIVERED:
+            if outcome is not None:  # the note that says why a FLAIR was not analysed
+                expected += [one.sop_instance_uid for one in outcome.objects]
             continue
-        outcome = folder.read(row.job_id)
         if outcome is None:
             raise DemoError("a series is delivered, but its result is not on disk")
         expected += [one.sop_instance_uid for one in outcome.objects]

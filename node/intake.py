@@ -272,6 +272,7 @@ class Intake:
             self._settings_digest,
             # Slices that came while the headers were read are in no decision: another quiet period.
             seen={row.series_instance_uid: row.instances for row in receiving},
+            tell_why=any("note" in one.kinds for one in self._settings.destinations),
         )
         self._clock.forget(study_uid)
         self._tell(study_uid, {row.series_instance_uid for row in receiving})

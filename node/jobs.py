@@ -6,7 +6,7 @@ import argparse
 import getpass
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,9 @@ from node.ledger import (
     SeriesState,
     UnknownJobError,
 )
+from node.outcome import ResultsFolder
 from node.sitekey import site_key
+from pipeline.refusals import in_words
 
 _SHORTEST_PREFIX = 6
 
@@ -89,11 +91,13 @@ def run_list(arguments: argparse.Namespace) -> int:
 
 def run_show(arguments: argparse.Namespace) -> int:
     """The rows of a series, its jobs, their deliveries and its history."""
-    with _ledger(load_settings(arguments.config)) as ledger:
+    settings = load_settings(arguments.config)
+    with _ledger(settings) as ledger:
         row, job = _find(ledger, arguments.id)
         shown = _in_full(ledger, row)
+        notes = _notes(settings, ledger, row)
     if arguments.json:
-        print(json.dumps(shown))
+        print(json.dumps(shown | {"notes": notes}))
         return EXIT_DONE
     print(_headline(row, job))
     for name, value in _series(row).items():
@@ -104,15 +108,18 @@ def run_show(arguments: argparse.Namespace) -> int:
             print(
                 f"    {delivery['destination']}: {delivery['state']} {delivery['sop_instance_uid']}"
             )
+    _print_notes(notes)
     return EXIT_DONE
 
 
 def run_explain(arguments: argparse.Namespace) -> int:
     """The story of a series in order, and what would help."""
-    with _ledger(load_settings(arguments.config)) as ledger:
+    settings = load_settings(arguments.config)
+    with _ledger(settings) as ledger:
         row, job = _find(ledger, arguments.id)
         history = ledger.history(row.series_instance_uid)
-    advice = _ADVICE.get(row.reason, "")
+        notes = _notes(settings, ledger, row)
+    advice = _advice(row)
     if arguments.json:
         told = {
             "series_instance_uid": row.series_instance_uid,
@@ -120,6 +127,7 @@ def run_explain(arguments: argparse.Namespace) -> int:
             "reason": row.reason,
             "explanation": row.explanation,
             "advice": advice,
+            "notes": notes,
             "history": [
                 {
                     "at": one.at.isoformat(),
@@ -137,6 +145,7 @@ def run_explain(arguments: argparse.Namespace) -> int:
     for one in history:
         why = ": ".join(part for part in (one.reason, one.explanation) if part)
         print(f"  {one.at:%Y-%m-%d %H:%M:%S} UTC  {one.state}" + (f"  {why}" if why else ""))
+    _print_notes(notes)
     if advice:
         print(f"What to do: {advice}")
     return EXIT_DONE
@@ -147,7 +156,11 @@ def run_retry(arguments: argparse.Namespace) -> int:
     settings = load_settings(arguments.config)
     with _ledger(settings) as ledger:
         row, job = _find(ledger, arguments.id)
-        current = job or (ledger.job(row.job_id) if row.job_id and _rests_on_its_job(row) else None)
+        current = job
+        if current is None and row.job_id and _rests_on_its_job(row):
+            # A job that only told why is not done again: the series is looked at again.
+            told = ledger.refusal_of(row.job_id) is not None
+            current = None if told else ledger.job(row.job_id)
         if current is not None:
             ledger.retry(current.job_id)
         else:
@@ -173,6 +186,39 @@ def run_cancel(arguments: argparse.Namespace) -> int:
 def _rests_on_its_job(row: SeriesRow) -> bool:
     """Did the series come to its end through its job, rather than by a decision of the intake?"""
     return row.reason not in (LATER_FLAIR, CONFLICTING, MISSING_FILES, "incomplete")
+
+
+def _advice(row: SeriesRow) -> str:
+    if row.state is SeriesState.NOT_ANALYSED:
+        return in_words(row.reason).to_do
+    return _ADVICE.get(row.reason, "")
+
+
+def _notes(settings: Settings, ledger: Ledger, row: SeriesRow) -> list[dict[str, str]]:
+    """Where the notes that say why this series was not analysed are; also those of fewer slices."""
+    results = ResultsFolder(settings.node.data_dir)
+    found = []
+    for job in ledger.jobs_of(row.series_instance_uid):
+        result = results.read(job.job_id)
+        uids = (
+            {one.sop_instance_uid for one in result.objects if one.kind == "note"} if result else ()
+        )
+        found += [
+            {
+                "job_id": job.job_id,
+                "reason": result.reason if result is not None else "",
+                "destination": one.destination,
+                "state": one.state,
+            }
+            for one in ledger.deliveries(job.job_id)
+            if one.sop_instance_uid in uids
+        ]
+    return found
+
+
+def _print_notes(notes: Sequence[Mapping[str, str]]) -> None:
+    for note in notes:
+        print(f"  note that says why ({note['reason']}): {note['state']} at {note['destination']}")
 
 
 def _changed(arguments: argparse.Namespace, shown: dict[str, Any]) -> int:

@@ -234,6 +234,15 @@ def job_identity(revision: str, pack_digest: str, settings_digest: str) -> str:
     return f"{revision}-{pack_digest[:12]}-{settings_digest[:8]}"
 
 
+def note_digest(reason: str) -> str:
+    """Stands for the settings in the identity of a job that only tells why: its reason does.
+
+    No setting changes a note beside the model, and the same instances may be refused for another
+    reason later, or be analysed.
+    """
+    return hashlib.sha256(f"not analysed: {reason}".encode()).hexdigest()
+
+
 _SCHEMA = f"""
 CREATE TABLE series (
     series_instance_uid TEXT PRIMARY KEY,
@@ -314,6 +323,15 @@ CREATE TABLE deliveries (
 ) STRICT;
 PRAGMA user_version = {SCHEMA_VERSION};
 """
+# Jobs that only tell why a series is not analysed. A table that an older ledger of this version
+# lacks is added to it; nothing else in it changes.
+_REFUSALS = """
+CREATE TABLE IF NOT EXISTS refusals (
+    job_id TEXT PRIMARY KEY REFERENCES jobs,
+    reason TEXT NOT NULL,
+    explanation TEXT NOT NULL
+) STRICT
+"""
 
 
 class Ledger:
@@ -363,6 +381,7 @@ class Ledger:
                 raise LedgerVersionError(
                     f"{self.path.name} has schema {version}; this flairnode knows {SCHEMA_VERSION}"
                 )
+            db.execute(_REFUSALS)
 
     def close(self) -> None:
         """Close the connection; the ledger is of no use afterwards."""
@@ -598,6 +617,8 @@ class Ledger:
         pack_digest: str,
         settings_digest: str,
         seen: Mapping[str, int] | None = None,
+        *,
+        tell_why: bool = False,
     ) -> list[Job]:
         """Give every series in `RECEIVING` its end or its job, all in one transaction.
 
@@ -606,6 +627,11 @@ class Ledger:
 
         With `seen`, the number of instances by series that the decisions rest on, a study that
         received more in the meantime stays as it is.
+
+        With `tell_why` every FLAIR that is refused here gets a job as well: to make a note of the
+        reason, and to deliver it. Every one, since each is a series that a reader may open and
+        wonder about. But none where another FLAIR of the study is analysed, or was: then something
+        did come, and which series it rests on it says itself.
 
         Returns:
             The unfinished jobs of this study, to be enqueued; enqueueing twice is harmless.
@@ -621,10 +647,16 @@ class Ledger:
                 return []
             by_uid = {decision.series_instance_uid: decision for decision in decisions}
             incumbent = _incumbent(db, study_instance_uid)
+            tell_why = tell_why and not any(one.chosen for one in by_uid.values())
             for uid, row in series.items():
                 if row.state is not SeriesState.RECEIVING or uid not in by_uid:
                     continue
-                self._decide(db, now, row, by_uid[uid], incumbent, (pack_digest, settings_digest))
+                decision, digests = by_uid[uid], (pack_digest, settings_digest)
+                refused = decision.outcome is Outcome.NOT_ANALYSED and not decision.chosen
+                if tell_why and refused and incumbent in (None, uid):
+                    self._create_note_job(db, now, row, decision, pack_digest)
+                else:
+                    self._decide(db, now, row, decision, incumbent, digests)
             return [
                 _job(row)
                 for row in db.execute(
@@ -663,6 +695,21 @@ class Ledger:
         else:
             self._create_job(db, now, row, decision.counts, digests)
 
+    def _create_note_job(
+        self,
+        db: sqlite3.Connection,
+        now: str,
+        row: SeriesRow,
+        decision: SeriesDecision,
+        pack_digest: str,
+    ) -> None:
+        db.execute(
+            "UPDATE series SET score = ?, counts = ? WHERE series_instance_uid = ?",
+            (decision.score, decision.counts, row.series_instance_uid),
+        )
+        digests = (pack_digest, note_digest(decision.reason))
+        self._create_job(db, now, row, decision.counts, digests, refused=decision)
+
     def _create_job(
         self,
         db: sqlite3.Connection,
@@ -670,6 +717,7 @@ class Ledger:
         row: SeriesRow,
         counts: Counts,
         digests: tuple[str, str],
+        refused: SeriesDecision | None = None,
     ) -> None:
         uid = row.series_instance_uid
         held = {
@@ -683,6 +731,9 @@ class Ledger:
         job_id = job_identity(revision, *digests)
         known = db.execute("SELECT * FROM jobs WHERE job_id = ?", (job_id,)).fetchone()
         if known is None:
+            state, reason, explanation = SeriesState.QUEUED, "", ""
+            if refused is not None:
+                reason, explanation = refused.reason, refused.explanation
             self._insert_job(
                 db,
                 Job(
@@ -695,15 +746,16 @@ class Ledger:
                     settings_digest=digests[1],
                     predecessor=row.job_id or None,
                     counts=counts,
-                    state=SeriesState.QUEUED,
-                    reason="",
-                    explanation="",
+                    state=state,
+                    reason=reason,
+                    explanation=explanation,
                     created_at=datetime.fromisoformat(now),
                     updated_at=datetime.fromisoformat(now),
                 ),
                 held,
             )
-            state, reason, explanation = SeriesState.QUEUED, "", ""
+            if refused is not None:
+                _remember_refusal(db, job_id, reason, explanation)
         else:  # the same instances as before: the same job, wherever it stands
             state, reason = SeriesState(known["state"]), known["reason"]
             explanation = known["explanation"]
@@ -740,11 +792,18 @@ class Ledger:
             [(job.job_id, uid) for uid in sop_instance_uids],
         )
 
-    def restore_job(self, job: Job, sop_instance_uids: Iterable[str]) -> None:
+    def restore_job(
+        self,
+        job: Job,
+        sop_instance_uids: Iterable[str],
+        refusal: Mapping[str, str] | None = None,
+    ) -> None:
         """Enter a job that an `outcome.json` remembers: only to rebuild a lost ledger."""
         with self._transaction() as db:
             now = _now()
             self._insert_job(db, job, sop_instance_uids)
+            if refusal is not None:
+                _remember_refusal(db, job.job_id, refusal["reason"], refusal["explanation"])
             db.execute(
                 "UPDATE series SET job_id = ? WHERE series_instance_uid = ?",
                 (job.job_id, job.series_instance_uid),
@@ -821,7 +880,15 @@ class Ledger:
             "counts": job.counts.value,
             "created_at": job.created_at.isoformat(),
             "sop_instance_uids": self.sop_instances_of(job_id),
+            "refusal": self.refusal_of(job_id),
         }
+
+    def refusal_of(self, job_id: str) -> dict[str, str] | None:
+        """Reason and explanation that a job is to make a note of; None for one that analyses."""
+        rows = self._rows("SELECT * FROM refusals WHERE job_id = ?", (job_id,))
+        if not rows:
+            return None
+        return {"reason": rows[0]["reason"], "explanation": rows[0]["explanation"]}
 
     def is_superseded(self, job_id: str) -> bool:
         """Have instances arrived that the job does not hold, or a conflict?
@@ -906,6 +973,20 @@ class Ledger:
             for row in self._rows(
                 "SELECT * FROM deliveries WHERE job_id = ? ORDER BY destination, sop_instance_uid",
                 (job_id,),
+            )
+        ]
+
+    def undelivered(
+        self, state: SeriesState, delivery_states: Sequence[str]
+    ) -> list[tuple[str, str]]:
+        """(destination, job id) of jobs in a state, with an object in one of these at it."""
+        return [
+            (row["destination"], row["job_id"])
+            for row in self._rows(
+                "SELECT DISTINCT destination, job_id FROM deliveries JOIN jobs USING (job_id)"  # noqa: S608  # question marks
+                f" WHERE jobs.state = ? AND deliveries.state IN ({_marks(delivery_states)})"
+                " ORDER BY job_id, destination",
+                (state, *delivery_states),
             )
         ]
 
@@ -1050,16 +1131,26 @@ def _marks(values: Sequence[object]) -> str:
 
 
 def _incumbent(db: sqlite3.Connection, study_instance_uid: str) -> str | None:
-    """The series of the study that has, or will have, a result a reader sees."""
+    """The series of the study that has, or will have, a result a reader sees.
+
+    A note is no result: neither a job that only makes one, nor a refusal on its way out
+    (`DELIVERING` with a reason), which ends `not_analysed`.
+    """
     rows = db.execute(
         "SELECT series_instance_uid, state, reason FROM jobs WHERE study_instance_uid = ?"
-        " ORDER BY created_at",
+        " AND job_id NOT IN (SELECT job_id FROM refusals) ORDER BY created_at",
         (study_instance_uid,),
     ).fetchall()
     for row in rows:
-        if SeriesState(row["state"]) in _HAS_RESULT:
+        state = SeriesState(row["state"])
+        note_on_its_way = state is SeriesState.DELIVERING and row["reason"]
+        if state in _HAS_RESULT and not note_on_its_way:
             return str(row["series_instance_uid"])
     return None
+
+
+def _remember_refusal(db: sqlite3.Connection, job_id: str, reason: str, explanation: str) -> None:
+    db.execute("INSERT INTO refusals VALUES (?, ?, ?)", (job_id, reason, explanation))
 
 
 def _move_series(

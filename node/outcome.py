@@ -27,7 +27,8 @@ class Order:
     workflow_id: str
     """Tells an operator's retry from the same work done again after a crash."""
     job: Mapping[str, Any]
-    """The ledger's record of the job; goes into `outcome.json`, to rebuild a lost ledger from."""
+    """The ledger's record of the job; goes into `outcome.json`, to rebuild a lost ledger from. With
+    a `refusal` (reason, explanation) there is nothing to analyse: a note is to be made of it."""
     files: tuple[str, ...]
     """The instances of the job's revision, relative to `data_dir`."""
 

@@ -17,7 +17,8 @@ from dicom.errors import Outcome, StudyError, UnreadableError
 from dicom.series import Series, Study, read_study
 from node.cli import EXIT_DONE, EXIT_REFUSED, exit_status
 from node.durable import write_durably
-from pipeline.selection import Selection, choose
+from pipeline.model_pack import find_pack, load_pack
+from pipeline.selection import Decision, Selection, choose
 
 if TYPE_CHECKING:
     from node.analysis import AnalysisOutcome
@@ -124,7 +125,7 @@ def _process(
         study = read_study(arguments.input)
         selection = choose(study, settings.selection)
         if selection.selected is None:
-            return _nothing_selected(study, selection)
+            return _nothing_selected(study, selection, arguments.output, settings)
         chosen = next(s for s in study.series if s.series_instance_uid == selection.selected)
         return _process_series(chosen, arguments, settings, on_stage)
     except StudyError as error:
@@ -185,19 +186,41 @@ def _with_loading_time(done: AnalysisOutcome, loaded_s: float) -> dict[str, Any]
     return {**done.report, "timing_s": {"load_model": loaded_s, **done.report["timing_s"]}}
 
 
-def _nothing_selected(study: Study, selection: Selection) -> dict[str, Any]:
-    """A FLAIR that was refused says more than a T1 that was skipped."""
+def _nothing_selected(
+    study: Study, selection: Selection, output: Path, settings: Settings
+) -> dict[str, Any]:
+    """A FLAIR that was refused says more than a T1 that was skipped, and has a note."""
     refused = [d for d in selection.decisions if d.outcome is Outcome.NOT_ANALYSED]
     if refused:
         best = max(refused, key=lambda decision: decision.score)
         report = _report(Outcome.NOT_ANALYSED, best.reason, best.explanation)
         report["series_instance_uid"] = best.series_instance_uid
-        return report
+        return report | _note(study, best, output, settings)
     if len(selection.decisions) == 1:
         only = selection.decisions[0]
         return _report(only.outcome, only.reason, only.explanation)
     count = len(study.series)
     return _report(Outcome.SKIPPED, NO_FLAIR, f"none of the {count} series is a FLAIR of the head")
+
+
+def _note(study: Study, refused: Decision, output: Path, settings: Settings) -> dict[str, Any]:
+    """`outputs` with the note on the refused series, or why there is none."""
+    from pipeline.note import Refusal, build_note  # highdicom: not for what is merely skipped
+
+    try:
+        series = next(
+            (s for s in study.series if s.series_instance_uid == refused.series_instance_uid), None
+        )
+        if series is None:
+            raise UnreadableError("no image of the series can be read")
+        pack = load_pack(find_pack(settings.pipeline.model, folders=[settings.node.packs_dir]))
+        note = build_note(series, Refusal(refused.reason, refused.explanation), pack)
+    except StudyError as error:
+        return {"no_note": f"{error.reason}: {error}"}
+    path = output / "note.dcm"
+    write_durably(path, note.content)
+    entry = {"kind": note.kind, "sop_instance_uid": note.sop_instance_uid, "path": str(path)}
+    return {"outputs": [entry]}
 
 
 def _report(outcome: Outcome, reason: str, explanation: str) -> dict[str, Any]:
@@ -216,7 +239,11 @@ def _report(outcome: Outcome, reason: str, explanation: str) -> dict[str, Any]:
 
 def _in_words(report: dict[str, Any], output: Path) -> str:
     if report["outcome"] != Outcome.ANALYSED:
-        return f"{report['outcome']}: {report['reason']}: {report['explanation']}"
+        lines = [
+            f"{report['outcome']}: {report['reason']}: {report['explanation']}",
+            *(f"{one['kind']}: {one['path']}" for one in report["outputs"]),
+        ]
+        return "\n".join(lines)
     findings, quality = report["findings"], report["quality"]
     lines = [
         f"{findings['lesion_count']} lesions, {findings['total_volume_ml']:.2f} ml "

@@ -102,14 +102,20 @@ def _restore(ledger: Ledger, outcome: Path) -> bool:
         return False
     if not set(uids) <= ledger.sop_instance_uids():
         return False
-    ledger.restore_job(job, uids)
+    ledger.restore_job(job, uids, content["job"].get("refusal"))
     return True
 
 
 def _job(content: Mapping[str, Any]) -> Job:
-    """A job that was analysed is owed to its destinations again; any other end stands."""
+    """What was made is owed to its destinations again; any other end stands.
+
+    A note is on its way, with its reason: so no FLAIR of the study is held for its sake.
+    """
     record, ended = content["job"], Outcome(content["outcome"])
     analysed = ended is Outcome.ANALYSED
+    state = SeriesState.QUEUED if analysed else SeriesState(ended)
+    if ended is Outcome.NOT_ANALYSED and content["objects"]:
+        state = SeriesState.DELIVERING
     created = datetime.fromisoformat(record["created_at"])
     return Job(
         job_id=record["job_id"],
@@ -121,7 +127,7 @@ def _job(content: Mapping[str, Any]) -> Job:
         settings_digest=record["settings_digest"],
         predecessor=record["predecessor"],
         counts=Counts(record["counts"]),
-        state=SeriesState.QUEUED if analysed else SeriesState(ended),
+        state=state,
         reason="" if analysed else content["reason"],
         explanation="" if analysed else content["explanation"],
         created_at=created,

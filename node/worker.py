@@ -59,6 +59,8 @@ class Analyser:
     research: bool
     analyse: Callable[[Sequence[Path], Path], AnalysisOutcome]
     """The files of one series, and the folder that the objects are written into."""
+    tell_why: Callable[[Sequence[Path], Path, str, str], AnalysisOutcome]
+    """The same, with the reason and the explanation of a refusal that a note is made of."""
 
 
 def load_pipeline(settings: Settings) -> Analyser:
@@ -67,7 +69,8 @@ def load_pipeline(settings: Settings) -> Analyser:
     Raises:
         ModelPackError: The pack is missing, changed or of a kind that cannot be run.
     """
-    from node.analysis import analyse_series, kinds_to_make, load_segmenter  # torch: seconds
+    # torch: seconds
+    from node.analysis import analyse_series, kinds_to_make, load_segmenter, tell_why
 
     ensemble, pack = load_segmenter(settings.pipeline, [settings.node.packs_dir])
     kinds = kinds_to_make(settings)
@@ -75,6 +78,9 @@ def load_pipeline(settings: Settings) -> Analyser:
         pack_digest=pack.digest,
         research=pack.manifest.status == "research",
         analyse=lambda paths, output: analyse_series(paths, ensemble, pack, output, kinds=kinds),
+        tell_why=lambda paths, output, reason, explanation: tell_why(
+            paths, pack, output, reason, explanation
+        ),
     )
 
 
@@ -177,7 +183,8 @@ class Worker:
         if attempts.deaths() >= DEATHS_ALLOWED:
             explanation = f"the case ended its worker {DEATHS_ALLOWED} times"
             return self._ended(order, Outcome.FAILED, POISON, explanation), None
-        if order.job["pack_digest"] != self._analyser.pack_digest:
+        refusal: Mapping[str, str] | None = order.job.get("refusal")
+        if refusal is None and order.job["pack_digest"] != self._analyser.pack_digest:
             explanation = (
                 "this node runs another model now; `flairnode jobs retry` with the Series Instance "
                 "UID analyses the series with it"
@@ -190,7 +197,12 @@ class Worker:
         watchdog.daemon = True
         watchdog.start()
         try:
-            finished = self._analyser.analyse(self._paths(order), part)
+            if refusal is None:
+                finished = self._analyser.analyse(self._paths(order), part)
+            else:
+                finished = self._analyser.tell_why(
+                    self._paths(order), part, refusal["reason"], refusal["explanation"]
+                )
         except StudyError as error:
             self._results.begin(job_id)  # nothing of a refused or failed analysis is kept
             return self._ended(order, error.outcome, error.reason, str(error)), None
@@ -200,6 +212,8 @@ class Worker:
             return self._failed(order, error), None
         finally:
             watchdog.cancel()
+        if why := finished.report.get("no_note"):
+            log.warning("note.not-made", job=job_id, reason=finished.reason, why=why)
         return self._as_outcome(order, finished), _with_names(finished.report)
 
     def _paths(self, order: Order) -> list[Path]:

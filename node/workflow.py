@@ -4,6 +4,9 @@
     analysis    (worker)    the pixels: volume, brain, lesions, objects
     delivery    (service)   look, send what is missing, look again; pause; settle
 
+A FLAIR that is refused goes the same way, and what is delivered is the note that says why; its end
+is `not_analysed`, wherever that note is.
+
 Every step may run twice, after a crash, and is written so that twice is once. The ledger says what
 is owed and where it stands; the engine only drives, and `Casework.resume` makes its work anew.
 """
@@ -48,6 +51,9 @@ ENGINE_ATTEMPTS = 30
 restarts of the whole node for deaths as well: the last resort, not the rule."""
 
 DONE, AGAIN, REFUSED, VOID = "done", "again", "refused", "void"
+OPEN_ENDS = (SeriesState.HELD, SeriesState.NOT_ANALYSED)
+"""Ends at which something may still be owed to a destination: a result, or a note of the reason.
+A note that cannot be delivered changes nothing about the end of its series."""
 NO_DESTINATION = "no-destination"
 NO_RESEARCH_DESTINATION = "no-destination-for-research"
 UNREACHABLE = "destination-unreachable"
@@ -159,12 +165,15 @@ class Casework(DBOSConfiguredInstance):
         if not outcome or result is None:
             self._end(job_id, Outcome.FAILED, POISON, "the analysis ended its worker each time")
             return []
-        if result.outcome is not Outcome.ANALYSED:
+        has_note = result.outcome is Outcome.NOT_ANALYSED and bool(result.objects)
+        if result.outcome is not Outcome.ANALYSED and not has_note:
             self._end(job_id, result.outcome, result.reason, result.explanation)
             return []
         if self._ledger.is_superseded(job_id):
             self._end(job_id, Outcome.SKIPPED, SUPERSEDED)
             return []
+        if has_note:
+            return self._send_note(job_id, result)
         destinations = self._destinations(result)
         if not destinations:
             research = result.research and bool(self._settings.destinations)
@@ -203,7 +212,7 @@ class Casework(DBOSConfiguredInstance):
                         job_id, peer, one.sop_instance_uid, ObjectState.UNREACHABLE
                     )
             job, result = self._ledger.job(job_id), self._results.read(job_id)
-            if job.state in ENDS and job.state is not SeriesState.HELD:
+            if job.state in ENDS and job.state not in OPEN_ENDS:
                 return job.state.value
             if self._ledger.is_superseded(job_id):
                 return self._end(job_id, Outcome.SKIPPED, SUPERSEDED)
@@ -263,6 +272,10 @@ class Casework(DBOSConfiguredInstance):
             }
             for peer in late:
                 waiting.setdefault(peer, []).append(job.job_id)
+        not_there = (ObjectState.UNREACHABLE, ObjectState.TRYING)
+        for peer, job_id in self._ledger.undelivered(SeriesState.NOT_ANALYSED, not_there):
+            if self._destination(peer) is not None:
+                waiting.setdefault(peer, []).append(job_id)
         return waiting
 
     def deliver_again(self, job_id: str, peer: str) -> None:
@@ -319,8 +332,21 @@ class Casework(DBOSConfiguredInstance):
         """Promise 5: a research model's results go to nobody who has not asked for research."""
         return [one for one in self._settings.destinations if one.research or not result.research]
 
+    def _send_note(self, job_id: str, result: JobOutcome) -> list[str]:
+        """The peers that are to be told why; with nobody to tell, the end is there already."""
+        peers = [
+            destination.peer
+            for destination in self._destinations(result)
+            if wanted(result.objects, destination)
+        ]
+        if not peers:
+            self._end(job_id, result.outcome, result.reason, result.explanation)
+            return []
+        self._ledger.set_state(job_id, SeriesState.DELIVERING, result.reason, result.explanation)
+        return peers
+
     def _is_void(self, job: Job) -> bool:
-        ended = job.state in ENDS and job.state is not SeriesState.HELD
+        ended = job.state in ENDS and job.state not in OPEN_ENDS
         return ended or self._ledger.is_superseded(job.job_id)
 
     def _settle_deliveries(self, job_id: str, result: JobOutcome) -> str:
@@ -345,6 +371,9 @@ class Casework(DBOSConfiguredInstance):
                 unconfirmed.append(destination.peer)
         if pending:
             return self._ledger.job(job_id).state.value
+        if result.outcome is Outcome.NOT_ANALYSED:
+            # Wherever its note is by now. Deliveries say where, and `held_for` what is still owed.
+            return self._end(job_id, result.outcome, result.reason, result.explanation)
         if unreachable:
             explanation = f"tried again once it answers: {', '.join(unreachable)}"
             return self._end(job_id, Outcome.HELD, UNREACHABLE, explanation)

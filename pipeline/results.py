@@ -91,7 +91,7 @@ LESIONS_IN_PDF: Final = 40
 LONG_MM: Final = 3.0
 """Lesions of this length are counted apart: McDonald 2017 asks for it. No criterion is applied."""
 
-Kind = Literal["seg", "sr", "key-image", "pdf", "probability"]
+Kind = Literal["seg", "sr", "key-image", "pdf", "probability", "note"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

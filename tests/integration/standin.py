@@ -3,7 +3,8 @@
 `standin.py serve --config FILE` and `standin.py worker ...`. The analyser reads the headers it was
 given and writes two real DICOM objects (Comprehensive 3D SR), so that a real archive stores them.
 Files in `data_dir/standin/` make it misbehave for a series: `slow.<uid>`, `kill.<uid>`,
-`hang.<uid>`, `raise.<uid>`, `memory.<uid>`.
+`hang.<uid>`, `raise.<uid>`, `memory.<uid>`, `refuse.<uid>`, `withhold.<uid>`. The last two are what
+the gate and the quality check say; the note of such a refusal is the real one.
 """
 
 from __future__ import annotations
@@ -24,8 +25,13 @@ from pydicom.uid import UID, Comprehensive3DSRStorage, ExplicitVRLittleEndian
 
 from config.loader import load_settings
 from config.settings import Settings
-from dicom.errors import MissingSliceError, Outcome
+from dicom.errors import BlankImageError, Outcome
+from dicom.series import read_series
 from dicom.uids import result_uid
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # a script sees its own folder alone
+
+from pipeline.model_pack import ModelPack
 
 if TYPE_CHECKING:
     from node.worker import Analyser
@@ -35,28 +41,58 @@ PACK_DIGEST = "5" * 64
 
 def analyser(settings: Settings) -> Analyser:
     from node.worker import Analyser  # torch-free, but the service must not import it
+    from pipeline.note import Refusal, build_note
+    from pipeline.quality import Flag
+    from tests.pipeline.tiny_pack import manifest
 
     faults = settings.node.data_dir / "standin"
+    pack = ModelPack(manifest(status="research"), Path("/no/such/pack"), PACK_DIGEST)
+
+    def tell_why(paths: Sequence[Path], output: Path, reason: str, explanation: str) -> Any:  # noqa: ANN401
+        misbehave(faults, "", Dataset())
+        return noted(paths, output, Refusal(reason, explanation))
+
+    def noted(paths: Sequence[Path], output: Path, refusal: Refusal) -> Any:  # noqa: ANN401
+        note = build_note(read_series(paths), refusal, pack)
+        path = output / "note.dcm"
+        path.write_bytes(note.content)
+        one = SimpleNamespace(kind="note", sop_instance_uid=note.sop_instance_uid, path=path)
+        return ended(Outcome.NOT_ANALYSED, [one], refusal.reason, refusal.explanation)
 
     def analyse(paths: Sequence[Path], output: Path) -> Any:  # noqa: ANN401  # an AnalysisOutcome by its attributes
         source = dcmread(paths[0], stop_before_pixels=True)
         uid = str(source.SeriesInstanceUID)
-        misbehave(faults, uid, source)
+        try:
+            misbehave(faults, uid, source)
+        except BlankImageError as error:
+            return noted(paths, output, Refusal(error.reason, str(error)))
+        if (faults / f"withhold.{uid}").exists():
+            flag = Flag("no-tissue-contrast", "What was taken for a brain is uniform.", "fail")
+            return noted(paths, output, Refusal(flag.code, flag.message, (flag,)))
         instances = sorted(
             str(dcmread(path, specific_tags=["SOPInstanceUID"]).SOPInstanceUID) for path in paths
         )
         outputs = [write(output, kind, source, instances) for kind in ("seg", "sr")]
-        report = {
-            "outputs": [
-                {"kind": o.kind, "sop_instance_uid": o.sop_instance_uid, "path": str(o.path)}
-                for o in outputs
-            ],
-        }
-        return SimpleNamespace(
-            outcome=Outcome.ANALYSED, reason="", explanation="", outputs=outputs, report=report
-        )
+        return ended(Outcome.ANALYSED, outputs)
 
-    return Analyser(pack_digest=PACK_DIGEST, research=True, analyse=analyse)
+    return Analyser(PACK_DIGEST, research=True, analyse=analyse, tell_why=tell_why)
+
+
+def ended(
+    outcome: Outcome,
+    outputs: Sequence[SimpleNamespace],
+    reason: str = "",
+    explanation: str = "",
+) -> SimpleNamespace:
+    report = {
+        "outputs": [
+            {"kind": o.kind, "sop_instance_uid": o.sop_instance_uid, "path": str(o.path)}
+            for o in outputs
+        ],
+    }
+    return SimpleNamespace(
+        outcome=outcome, reason=reason, explanation=explanation, outputs=outputs, report=report
+    )
 
 
 def misbehave(faults: Path, uid: str, source: Dataset) -> None:
@@ -75,7 +111,7 @@ def misbehave(faults: Path, uid: str, source: Dataset) -> None:
     if asked("raise"):
         raise RuntimeError(f"no result for {source.PatientName}")
     if asked("refuse"):
-        raise MissingSliceError("a gap of 13.0 mm among gaps of 6.5 mm")
+        raise BlankImageError("98 % of all voxels have the value 0")
 
 
 def write(output: Path, kind: str, source: Dataset, instances: Sequence[str]) -> SimpleNamespace:

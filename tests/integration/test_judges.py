@@ -18,9 +18,12 @@ import SimpleITK
 from PIL import Image
 from scipy import ndimage
 
-from dicom.series import Series, read_series
+from config.settings import SelectionSettings
+from dicom.series import Series, read_series, read_study
 from dicom.volume import Grid, read_volume, stack_grid
+from pipeline.note import Refusal, build_note
 from pipeline.results import ResultObject, build_results
+from pipeline.selection import choose
 from tests.enhanced import write_enhanced
 from tests.pipeline.analysed import SETTINGS, analysed, no_lesions, pack, three_lesions
 
@@ -226,6 +229,34 @@ def test_judges_agree_on_enhanced_multi_frame_sources(
     paths = judge(series, three_lesions(), tmp_path)
     dumped = run("/usr/bin/dcmdump", "+P", "0008,1160", paths["seg"])
     assert len(re.findall(r"ReferencedFrameNumber", dumped)) == 6
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"drop": (4, 5)},
+        {"overrides": {"FrameOfReferenceUID": None, "PatientName": "Größe^Jürgen"}},
+        {"overrides": {"ImageOrientationPatient": None, "PixelSpacing": None, "StudyDate": None}},
+    ],
+)
+def test_judges_find_no_fault_in_a_note_and_read_its_sentences(
+    make_flair_series: Make, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    study = read_study(make_flair_series(**changes).folder)
+    (decision,) = choose(study, SelectionSettings()).decisions
+    refusal = Refusal(decision.reason, decision.explanation)
+    note = build_note(study.series[0], refusal, pack())
+    path = tmp_path / "note.dcm"
+    path.write_bytes(note.content)
+    assert complaints(DCIODVFY, path) == []
+    sources = [instance.path for instance in study.series[0].instances]
+    assert complaints(DCENTVFY, path, *sources) == []
+    printed = run(DSRDUMP, "+U8", "+Pl", path)
+    assert "Basic Text SR Document" in printed
+    assert f"Reason code: {decision.reason}." in printed
+    assert "Not analysed: " in printed
+    assert printed.count("<contains IMAGE:") == len(sources)
+    # tid1500reader and segimage2itkimage have nothing to read here: no measurement, no mask.
 
 
 @pytest.mark.parametrize(

@@ -113,14 +113,14 @@ def test_sending_it_again_adds_nothing(
         assert len(ledger.jobs_of(flair.series_instance_uid)) == 1
 
 
-def test_a_refusal_is_an_end_with_its_reason_and_nothing_is_sent(
+def test_a_refusal_is_an_end_with_its_reason_and_nothing_but_a_note_is_sent(
     node: NodeProcess, archive: Orthanc, send_flair: Callable[..., Sent]
 ) -> None:
     stored = archive.stored_count()
     flair = send_flair(node, "REFUSED", fault="refuse")
     node.wait_for_state(flair.series_instance_uid, SeriesState.NOT_ANALYSED)
-    assert end_of(node, flair.series_instance_uid) == ("not_analysed", "missing-slice")
-    assert archive.stored_count() == stored
+    assert end_of(node, flair.series_instance_uid) == ("not_analysed", "blank-image")
+    assert archive.stored_count() == stored + 1
 
 
 def test_an_unexpected_error_ends_failed_and_quotes_no_patient(

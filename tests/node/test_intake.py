@@ -14,7 +14,7 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, generate_uid
 
-from config.settings import Peer, SecuritySettings, SelectionSettings, Settings
+from config.settings import Destination, Peer, SecuritySettings, SelectionSettings, Settings
 from dicom.errors import Outcome
 from dicom.network.scp import OUT_OF_RESOURCES, SUCCESS, Refusal
 from dicom.series import Study
@@ -301,6 +301,36 @@ def test_a_stack_with_a_hole_is_not_analysed_until_the_slice_comes(
     assert (row.state, row.reason) == (SeriesState.NOT_ANALYSED, "missing-slice")
     (job,) = bench.close(hole)
     assert len(bench.ledger.paths_of(job.job_id)) == 12
+
+
+@pytest.fixture
+def telling(make_bench: Make) -> Bench:
+    """A node with a destination that takes notes, as destinations do by default."""
+    peer = Peer(name="pacs", ae_title="PACS", host="127.0.0.1", port=104)
+    return make_bench(peers=(peer,), destinations=(Destination(peer="pacs"),))
+
+
+def test_a_refused_flair_is_told_of_and_analysed_once_it_is_complete(
+    telling: Bench, make_flair_series: Make
+) -> None:
+    flair = make_flair_series(slices=12)
+    hole = next(p for p in flair.paths if dcmread(p).SOPInstanceUID == flair.sop_instance_uids[5])
+    (note,) = telling.close(*(path for path in flair.paths if path != hole))
+    refusal = telling.ledger.refusal_of(note.job_id)
+    assert refusal["reason"] == note.reason == "missing-slice"
+    assert "1 slices missing" in refusal["explanation"]
+    assert len(telling.ledger.paths_of(note.job_id)) == 11
+    telling.ledger.set_state(note.job_id, Outcome.NOT_ANALYSED, "missing-slice")
+    assert telling.close(*(path for path in flair.paths if path != hole)) == []  # sent again
+    (job,) = telling.close(hole)
+    assert (job.predecessor, telling.ledger.refusal_of(job.job_id)) == (note.job_id, None)
+    assert len(telling.ledger.paths_of(job.job_id)) == 12
+
+
+def test_a_series_that_is_no_flair_is_not_told_of(telling: Bench, make_flair_series: Make) -> None:
+    t1 = {"EchoTime": "8", "RepetitionTime": "500", "InversionTime": None}
+    assert telling.close(*make_flair_series(overrides=t1).paths) == []
+    assert telling.only_series().state is SeriesState.SKIPPED
 
 
 def test_a_better_flair_after_a_delivered_one_is_held(

@@ -10,7 +10,8 @@ import pytest
 
 from dicom.errors import Outcome
 from node import jobs
-from node.ledger import Job, SeriesState
+from node.ledger import Job, SeriesDecision, SeriesState
+from node.outcome import JobOutcome, Order, ResultFile, ResultsFolder
 
 Bench = Any  # IntakeBench of conftest.py
 Make = Callable[..., Any]
@@ -129,3 +130,57 @@ def test_a_site_that_never_ran_is_told_so(
     assert parsed.run(parsed) == 2
     assert "has `flairnode serve` run" in capsys.readouterr().err
     assert not (tmp_path / "nothing").exists()
+
+
+# --- notes ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def told(bench: Bench, make_flair_series: Make) -> Job:
+    """A FLAIR with a hole, whose note is at one archive and waits for another."""
+    flair = make_flair_series(slices=12, drop=(5,))
+    assert bench.close(*flair.paths) == []
+    ledger = bench.ledger
+    ledger.reopen_series(flair.series_instance_uid)
+    row = bench.only_series()
+    decision = SeriesDecision(
+        row.series_instance_uid, False, Outcome.NOT_ANALYSED, "missing-slice", "1 slices missing"
+    )
+    (note,) = ledger.close_study(row.study_instance_uid, [decision], "a", "b", tell_why=True)
+    results = ResultsFolder(bench.settings.node.data_dir)
+    part = results.begin(note.job_id)
+    (part / "note.dcm").write_bytes(b"a note")
+    order = Order(note.job_id, ledger.job_record(note.job_id), ())
+    file = ResultFile("note", "2.25.7", part / "note.dcm")
+    ended = JobOutcome(
+        Outcome.NOT_ANALYSED, "missing-slice", "", note.job_id, research=True, objects=(file,)
+    )
+    results.finish(note.job_id, ended, order, None)
+    ledger.record_delivery(note.job_id, "pacs", "2.25.7", "confirmed")
+    ledger.record_delivery(note.job_id, "other", "2.25.7", "unreachable")
+    ledger.set_state(note.job_id, Outcome.NOT_ANALYSED, "missing-slice", "1 slices missing")
+    return note  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("action", ["show", "explain"])
+def test_it_is_said_that_a_note_was_sent_and_where(run: Run, told: Job, action: str) -> None:
+    _, shown = run(action, told.series_instance_uid, "--json")
+    assert shown["state"] == "not_analysed"
+    assert [(one["destination"], one["state"]) for one in shown["notes"]] == [
+        ("other", "unreachable"),
+        ("pacs", "confirmed"),
+    ]
+    said = run(action, told.series_instance_uid)[1]
+    assert "note that says why (missing-slice): confirmed at pacs" in said
+
+
+def test_explain_advises_what_the_note_advises(run: Run, told: Job) -> None:
+    assert "Send the whole series again" in run("explain", told.job_id)[1]
+
+
+def test_a_series_that_was_only_told_of_is_looked_at_again_by_a_retry(
+    run: Run, bench: Bench, told: Job
+) -> None:
+    assert run("retry", told.series_instance_uid)[0] == 0
+    assert bench.only_series().state is SeriesState.RECEIVING
+    assert bench.ledger.job(told.job_id).state is SeriesState.NOT_ANALYSED

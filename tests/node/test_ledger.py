@@ -360,3 +360,115 @@ def test_a_revision_does_not_depend_on_the_order_of_arrival(order: list[str]) ->
     assert series_revision(FLAIR, digests) == series_revision(FLAIR, dict(sorted(digests.items())))
     assert series_revision(FLAIR, digests | {"1.1": "other"}) != series_revision(FLAIR, digests)
     assert series_revision(OTHER, digests) != series_revision(FLAIR, digests)
+
+
+# --- telling why ---------------------------------------------------------------------------------
+
+
+def refused(series: str = FLAIR, reason: str = "missing-slice") -> SeriesDecision:
+    return SeriesDecision(
+        series, chosen=False, outcome=Outcome.NOT_ANALYSED, reason=reason, explanation="a gap"
+    )
+
+
+def tell_why(ledger: Ledger, *decisions: SeriesDecision) -> list[Job]:
+    return ledger.close_study(STUDY, decisions, PACK, SETTINGS, tell_why=True)
+
+
+def test_every_refused_flair_gets_a_job_that_tells_why(ledger: Ledger) -> None:
+    ledger.record(received(1))
+    ledger.record(received(1, OTHER))
+    ledger.record(received(1, "1.2.5"))
+    jobs = tell_why(ledger, refused(), refused(OTHER, "gantry-tilt"), skipped("1.2.5"))
+    assert [(job.series_instance_uid, job.reason) for job in jobs] == [
+        (FLAIR, "missing-slice"),
+        (OTHER, "gantry-tilt"),
+    ]
+    assert ledger.refusal_of(jobs[0].job_id) == {"reason": "missing-slice", "explanation": "a gap"}
+    assert ledger.job_record(jobs[0].job_id)["refusal"] == ledger.refusal_of(jobs[0].job_id)
+    assert state_of(ledger) == (SeriesState.QUEUED, "missing-slice")
+    assert state_of(ledger, "1.2.5") == (SeriesState.SKIPPED, "localizer")
+
+
+def test_no_job_tells_why_unless_it_is_asked_for(ledger: Ledger) -> None:
+    ledger.record(received(1))
+    assert ledger.close_study(STUDY, [refused()], PACK, SETTINGS) == []
+    assert state_of(ledger) == (SeriesState.NOT_ANALYSED, "missing-slice")
+
+
+def test_beside_a_flair_that_is_or_was_analysed_nothing_is_told(ledger: Ledger) -> None:
+    ledger.record(received(1))
+    ledger.record(received(1, OTHER))
+    (job,) = tell_why(ledger, chosen(), refused(OTHER))
+    assert job.series_instance_uid == FLAIR
+    assert state_of(ledger, OTHER) == (SeriesState.NOT_ANALYSED, "missing-slice")
+    ledger.set_state(job.job_id, Outcome.DELIVERED)
+    ledger.record(received(1, "1.2.5"))
+    assert tell_why(ledger, refused("1.2.5")) == []
+
+
+def test_a_delivered_series_whose_late_slice_spoils_it_is_told_of(ledger: Ledger, job: Job) -> None:
+    ledger.set_state(job.job_id, Outcome.DELIVERED)
+    ledger.record(received(3))
+    (note,) = tell_why(ledger, refused(FLAIR, "duplicate-slice"))
+    assert note.predecessor == job.job_id
+
+
+def test_the_same_slices_refused_for_the_same_reason_are_told_of_once(ledger: Ledger) -> None:
+    ledger.record(received(1))
+    (note,) = tell_why(ledger, refused())
+    ledger.set_state(note.job_id, Outcome.NOT_ANALYSED, "missing-slice", "a gap")
+    ledger.reopen_series(FLAIR)
+    assert tell_why(ledger, refused()) == []
+    assert state_of(ledger) == (SeriesState.NOT_ANALYSED, "missing-slice")
+    ledger.reopen_series(FLAIR)
+    (other,) = tell_why(ledger, refused(FLAIR, "gantry-tilt"))
+    assert other.job_id != note.job_id
+
+
+def test_the_same_slices_may_be_analysed_after_all(ledger: Ledger) -> None:
+    ledger.record(received(1))
+    (note,) = tell_why(ledger, refused())
+    ledger.set_state(note.job_id, Outcome.NOT_ANALYSED, "missing-slice", "a gap")
+    ledger.reopen_series(FLAIR)  # the site wants fewer slices now
+    (job,) = tell_why(ledger, chosen())
+    assert (job.revision, job.predecessor) == (note.revision, note.job_id)
+    assert ledger.refusal_of(job.job_id) is None
+
+
+@pytest.mark.parametrize("state", [SeriesState.QUEUED, SeriesState.RUNNING, SeriesState.DELIVERING])
+def test_a_note_on_its_way_keeps_no_flair_of_the_study_from_being_analysed(
+    ledger: Ledger, state: SeriesState
+) -> None:
+    ledger.record(received(1))
+    (note,) = tell_why(ledger, refused())
+    ledger.set_state(note.job_id, state, "missing-slice")
+    ledger.record(received(1, OTHER))
+    jobs = tell_why(ledger, chosen(OTHER))
+    assert OTHER in {job.series_instance_uid for job in jobs}
+
+
+def test_nor_does_the_note_of_an_analysis_that_was_refused(ledger: Ledger, job: Job) -> None:
+    ledger.set_state(job.job_id, SeriesState.DELIVERING, "blank-image")
+    ledger.record(received(1, OTHER))
+    tell_why(ledger, chosen(OTHER))
+    assert state_of(ledger, OTHER) == (SeriesState.QUEUED, "")
+
+
+def test_a_ledger_from_before_there_were_notes_is_opened_as_it_is(tmp_path: Path) -> None:
+    with Ledger(tmp_path / "intake.sqlite") as old:
+        old.record(received(1))
+        old._connection.execute("DROP TABLE refusals")
+    with Ledger(tmp_path / "intake.sqlite") as ledger:
+        (note,) = tell_why(ledger, refused())
+        assert ledger.refusal_of(note.job_id) is not None
+        assert ledger.counts()["instances"] == 1
+
+
+def test_undelivered_names_destination_and_job(ledger: Ledger, job: Job) -> None:
+    ledger.record_delivery(job.job_id, "dead", "1.9", "unreachable")
+    ledger.record_delivery(job.job_id, "alive", "1.9", "confirmed")
+    ledger.set_state(job.job_id, Outcome.NOT_ANALYSED, "blank-image")
+    waiting = [("dead", job.job_id)]
+    assert ledger.undelivered(SeriesState.NOT_ANALYSED, ["unreachable", "trying"]) == waiting
+    assert ledger.undelivered(SeriesState.HELD, ["unreachable"]) == []

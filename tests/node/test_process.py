@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydicom import dcmread
 
 from node.cli import main
 
@@ -87,8 +88,12 @@ REFUSED_WITHOUT_A_LOOK_AT_PIXELS = {
 }
 
 
+HAS_A_NOTE = {"odd_too_few_slices"}
+"""A FLAIR that cannot be used. All others are something else."""
+
+
 @pytest.mark.parametrize("folder", REFUSED_WITHOUT_A_LOOK_AT_PIXELS)
-def test_what_is_not_for_us_ends_with_a_reason_and_no_result(
+def test_what_is_not_for_us_ends_with_a_reason_and_at_most_a_note(
     folder: str, shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = shared_data / "dicom_samples" / folder
@@ -96,8 +101,15 @@ def test_what_is_not_for_us_ends_with_a_reason_and_no_result(
     assert status == REFUSED_WITHOUT_A_LOOK_AT_PIXELS[folder]
     assert report["outcome"] in {"skipped", "not_analysed"}
     assert report["reason"]
-    assert report["outputs"] == []
-    assert list(tmp_path.glob("*.dcm")) == []
+    notes = [tmp_path / "note.dcm"] if folder in HAS_A_NOTE else []
+    assert [Path(one["path"]) for one in report["outputs"]] == notes
+    assert list(tmp_path.glob("*.dcm")) == notes
+    if notes:
+        assert report["outputs"][0]["kind"] == "note"
+        note = dcmread(notes[0])
+        said = [item.get("TextValue") for item in note.ContentSequence]
+        assert f"Reason code: {report['reason']}." in said
+        assert note.SOPInstanceUID == report["outputs"][0]["sop_instance_uid"]
 
 
 def test_select_prints_a_score_and_a_reason_for_every_series(

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydicom import dcmread
 
+from config.settings import Destination, Peer
 from dicom.errors import Outcome
 from node.ledger import Job, Ledger, LedgerVersionError, SeriesState
 from node.rebuild import open_ledger, rebuild
@@ -16,7 +17,9 @@ Bench = Any  # IntakeBench of conftest.py
 Make = Callable[..., Any]
 
 
-def finish(bench: Bench, job: Job, outcome: Outcome, reason: str = "") -> None:
+def finish(
+    bench: Bench, job: Job, outcome: Outcome, reason: str = "", objects: Sequence[object] = ()
+) -> None:
     """Leave the result folder that a worker leaves."""
     folder = bench.settings.node.data_dir / "results" / job.job_id
     folder.mkdir(parents=True)
@@ -27,7 +30,7 @@ def finish(bench: Bench, job: Job, outcome: Outcome, reason: str = "") -> None:
         "reason": reason,
         "explanation": "",
         "research": True,
-        "objects": [],
+        "objects": list(objects),
     }
     (folder / "outcome.json").write_text(json.dumps(content))
 
@@ -72,6 +75,29 @@ def test_a_lost_ledger_is_made_again_from_spool_and_results(
     again.pass_time(0.0)
     assert again.pass_time(30.0) == []
     assert rows(again.ledger) == before
+
+
+def test_a_note_of_a_lost_ledger_is_owed_again_and_still_known_for_one(
+    make_bench: Make, make_flair_series: Make
+) -> None:
+    peers = (Peer(name="pacs", ae_title="PACS", host="127.0.0.1", port=104),)
+    site = {"peers": peers, "destinations": (Destination(peer="pacs"),)}
+    bench: Bench = make_bench(**site)
+    (note,) = bench.close(*make_flair_series(slices=12, drop=(5,)).paths)
+    file = {"kind": "note", "sop_instance_uid": "2.25.7", "file": "note.dcm"}
+    finish(bench, note, Outcome.NOT_ANALYSED, "missing-slice", objects=[file])
+    refusal = bench.ledger.refusal_of(note.job_id)
+    bench.ledger.close()
+
+    rebuild(bench.settings.node.data_dir)
+    again: Bench = make_bench(**site)
+    owed = again.ledger.job(note.job_id)
+    assert (owed.state, owed.reason) == (SeriesState.DELIVERING, "missing-slice")
+    assert again.ledger.refusal_of(note.job_id) == refusal
+    again.intake.reconcile()
+    assert [job.job_id for job in again.enqueued] == [note.job_id]
+    again.pass_time(0.0)
+    assert [job.job_id for job in again.pass_time(30.0)] == [note.job_id]  # no second note
 
 
 def bench_paths(bench: Bench, flair: Any) -> list[Path]:  # noqa: ANN401  # FlairSeries

@@ -35,6 +35,18 @@ def analysed(paths: Sequence[Path], output: Path) -> Any:  # noqa: ANN401  # Ana
     )
 
 
+def told(paths: Sequence[Path], output: Path, reason: str, explanation: str) -> Any:  # noqa: ANN401
+    (output / "note.dcm").write_text(f"{len(paths)} file: {reason}: {explanation}")
+    note = {"kind": "note", "sop_instance_uid": "2.25.2", "path": output / "note.dcm"}
+    return SimpleNamespace(
+        outcome=Outcome.NOT_ANALYSED,
+        reason=reason,
+        explanation=explanation,
+        outputs=[SimpleNamespace(**note)],
+        report={"outputs": [{**note, "path": str(note["path"])}]},
+    )
+
+
 @pytest.fixture
 def results(tmp_path: Path) -> ResultsFolder:
     (tmp_path / "a.dcm").write_bytes(b"pixels")
@@ -57,7 +69,7 @@ def make_worker(
         node=NodeSettings(data_dir=results.data_dir),
         pipeline=PipelineSettings(time_limit_s=time_limit_s),
     )
-    return Worker(settings, Analyser(PACK, research=True, analyse=analyse), run)
+    return Worker(settings, Analyser(PACK, research=True, analyse=analyse, tell_why=told), run)
 
 
 def test_a_result_appears_whole_with_its_outcome(results: ResultsFolder) -> None:
@@ -139,6 +151,35 @@ def test_a_job_of_another_model_is_held_not_answered_with_ours(results: ResultsF
     found = results.read(JOB)
     assert found is not None
     assert found.reason == "model-changed"
+
+
+def order_a_note(results: ResultsFolder, pack: str = PACK) -> None:
+    refusal = {"reason": "missing-slice", "explanation": "a gap"}
+    results.write_order(JOB, Order(JOB, {"pack_digest": pack, "refusal": refusal}, ("a.dcm",)))
+
+
+@pytest.mark.parametrize("pack", [PACK, "6" * 64])  # whichever model: the reason is the same
+def test_an_order_with_a_refusal_is_told_and_not_analysed(
+    results: ResultsFolder, pack: str
+) -> None:
+    def never(_paths: Sequence[Path], _output: Path) -> None:
+        raise AssertionError("analysed")
+
+    order_a_note(results, pack)
+    assert make_worker(results, never).analyse(JOB) is Outcome.NOT_ANALYSED
+    found = results.read(JOB)
+    assert found is not None
+    assert (found.reason, found.explanation) == ("missing-slice", "a gap")
+    assert [one.kind for one in found.objects] == ["note"]
+    assert found.objects[0].path.read_text() == "1 file: missing-slice: a gap"
+
+
+def test_a_note_that_is_there_is_not_made_again(results: ResultsFolder) -> None:
+    order_a_note(results)
+    make_worker(results).analyse(JOB)
+    before = (results.of(JOB) / "note.dcm").stat().st_mtime_ns
+    make_worker(results, run="run-2").analyse(JOB)
+    assert (results.of(JOB) / "note.dcm").stat().st_mtime_ns == before
 
 
 def die(results: ResultsFolder, times: int, run: str, workflow_id: str = JOB) -> None:

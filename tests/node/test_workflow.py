@@ -42,6 +42,7 @@ pytestmark = pytest.mark.timeout(240)
 
 PATIENCE_S = 120.0
 PACK, SETTINGS_DIGEST = "a" * 64, "b" * 64
+REFUSED = ("missing-slice", "1 slices missing")
 
 # A workflow begun under one version is run by no other. Whoever changes the steps of a workflow
 # raises WORKFLOW_VERSION and adds its steps here; the entry of a version never changes.
@@ -88,6 +89,8 @@ class Bench:
     research: bool = True
     fate: dict[str, Outcome] = field(default_factory=dict)
     analysed: list[str] = field(default_factory=list)
+    with_note: set[str] = field(default_factory=set)
+    """Jobs that end `not_analysed` with a note."""
 
     def receive(self, series: str, instances: int = 2) -> Job:
         """A closed study of one chosen series."""
@@ -107,15 +110,20 @@ class Bench:
         )
 
     def analyse(self, job_id: str) -> Outcome:
-        """What a worker does, without pixels: one SR."""
+        """What a worker does, without pixels: one SR, a result or a note."""
         self.analysed.append(job_id)
         order = self.results.read_order(job_id)
         outcome = self.fate.get(job_id, Outcome.ANALYSED)
         part = self.results.begin(job_id)
-        objects = (write_sr(part, str(order.job["study_instance_uid"]), job_id),)
-        if outcome is not Outcome.ANALYSED:
-            objects = ()
-        ended = JobOutcome(outcome, "", "", order.workflow_id, self.research, objects)
+        study_uid = str(order.job["study_instance_uid"])
+        objects: tuple[ResultFile, ...] = ()
+        reason = explanation = ""
+        if outcome is Outcome.ANALYSED:
+            objects = (write_sr(part, study_uid, job_id),)
+        elif job_id in self.with_note:
+            objects = (write_sr(part, study_uid, job_id, "note"),)
+            reason, explanation = REFUSED
+        ended = JobOutcome(outcome, reason, explanation, order.workflow_id, self.research, objects)
         self.results.finish(job_id, ended, order, None)
         return outcome
 
@@ -129,6 +137,14 @@ class Bench:
             time.sleep(0.05)
         return self.ledger.job(job.job_id)
 
+    def wait_for_delivery(self, job: Job, peer: str, state: str) -> None:
+        deadline = time.monotonic() + PATIENCE_S
+        while (peer, state) not in {
+            (one.destination, one.state) for one in self.ledger.deliveries(job.job_id)
+        }:
+            assert time.monotonic() < deadline, self.ledger.deliveries(job.job_id)
+            time.sleep(0.05)
+
     def objects_at(self, name: str, job: Job) -> list[str]:
         result = self.results.read(job.job_id)
         assert result is not None
@@ -136,17 +152,17 @@ class Bench:
         return [uid for uid in self.archives[name].sop_instance_uids() if uid in ours]
 
 
-def write_sr(folder: Path, study_uid: str, job_id: str) -> ResultFile:
+def write_sr(folder: Path, study_uid: str, job_id: str, kind: str = "sr") -> ResultFile:
     sr = Dataset()
     sr.SOPClassUID = Comprehensive3DSRStorage
-    sr.SOPInstanceUID = result_uid(job_id, "sr")
+    sr.SOPInstanceUID = result_uid(job_id, kind)
     sr.StudyInstanceUID, sr.SeriesInstanceUID = study_uid, result_uid(job_id, "series")
     sr.file_meta = FileMetaDataset()
     sr.file_meta.MediaStorageSOPClassUID = Comprehensive3DSRStorage
     sr.file_meta.MediaStorageSOPInstanceUID = UID(sr.SOPInstanceUID)
     sr.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    sr.save_as(folder / "sr.dcm", enforce_file_format=True)
-    return ResultFile("sr", str(sr.SOPInstanceUID), folder / "sr.dcm")
+    sr.save_as(folder / f"{kind}.dcm", enforce_file_format=True)
+    return ResultFile(kind, str(sr.SOPInstanceUID), folder / f"{kind}.dcm")
 
 
 @pytest.fixture(scope="module")
@@ -382,3 +398,104 @@ def test_what_is_sent_is_what_was_built(bench: Bench, monkeypatch: pytest.Monkey
     built = dcmread(result.objects[0].path)
     (stored,) = bench.archives["alive"].files_of(str(built.SeriesInstanceUID))
     assert dcmread(BytesIO(stored)) == built
+
+
+# --- notes ---------------------------------------------------------------------------------------
+
+
+def refuse(bench: Bench, series: str) -> Job:
+    """A job whose analysis is refused, with a note that says why."""
+    job = bench.receive(series)
+    bench.fate[job.job_id] = Outcome.NOT_ANALYSED
+    bench.with_note.add(job.job_id)
+    bench.casework.submit(job)
+    return job
+
+
+def test_a_note_is_delivered_and_its_series_ends_not_analysed(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(bench, monkeypatch, "alive")
+    job = refuse(bench, "1.2.20")
+    ended = bench.wait(job, SeriesState.NOT_ANALYSED)
+    assert (ended.reason, ended.explanation) == REFUSED
+    assert len(bench.objects_at("alive", job)) == 1
+    told = [(one.state.value, one.reason) for one in bench.ledger.history("1.2.20")]
+    assert told[-2:] == [("delivering", "missing-slice"), ("not_analysed", "missing-slice")]
+    assert "delivered" not in [state for state, _ in told]
+
+
+def test_a_dead_destination_changes_nothing_about_the_end_and_the_note_stays_owed(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(bench, monkeypatch, "alive", "dead")
+    job = refuse(bench, "1.2.21")
+    assert bench.wait(job, SeriesState.NOT_ANALYSED).reason == "missing-slice"
+    states = {one.destination: one.state for one in bench.ledger.deliveries(job.job_id)}
+    assert states == {"alive": "confirmed", "dead": "unreachable"}
+    assert job.job_id in bench.casework.held_for()["dead"]
+    assert job.job_id not in bench.casework.held_for().get("alive", [])
+    # It comes back: here, what was `dead` is the archive of another name.
+    port = bench.archives["clinic"].dicom_port
+    peers = tuple(
+        Peer(name="dead", ae_title="CLINIC", host=LOOPBACK, port=port) if p.name == "dead" else p
+        for p in bench.casework._settings.peers
+    )
+    changed = bench.casework._settings.model_copy(update={"peers": peers})
+    monkeypatch.setattr(bench.casework, "_settings", changed)
+    bench.casework.deliver_again(job.job_id, "dead")
+    bench.wait_for_delivery(job, "dead", "confirmed")
+    assert bench.wait(job, SeriesState.NOT_ANALYSED).reason == "missing-slice"
+    assert len(bench.objects_at("clinic", job)) == 1
+    assert job.job_id not in bench.casework.held_for().get("dead", [])
+
+
+def test_a_note_of_a_research_model_goes_to_research_destinations_alone(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(bench, monkeypatch, "alive", "clinic")
+    job = refuse(bench, "1.2.22")
+    bench.wait(job, SeriesState.NOT_ANALYSED)
+    assert len(bench.objects_at("alive", job)) == 1
+    assert bench.objects_at("clinic", job) == []
+
+
+@pytest.mark.parametrize("kinds", [("seg", "sr"), ()])
+def test_with_nobody_to_tell_the_end_is_the_same_and_nothing_is_held(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, kinds: tuple[str, ...]
+) -> None:
+    silent = tuple(
+        one.model_copy(update={"kinds": kinds}) for one in bench.settings.destinations if kinds
+    )
+    changed = bench.settings.model_copy(update={"destinations": silent})
+    monkeypatch.setattr(bench.casework, "_settings", changed)
+    job = refuse(bench, f"1.2.23.{len(kinds)}")
+    assert bench.wait(job, SeriesState.NOT_ANALYSED).reason == "missing-slice"
+    assert bench.ledger.deliveries(job.job_id) == []
+
+
+def test_a_note_on_fewer_slices_than_have_come_by_now_is_not_sent(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(bench, monkeypatch, "alive")
+    plain = bench.analyse
+    monkeypatch.setattr(
+        bench, "analyse", lambda job_id: (bench.arrive("1.2.24", 3), plain(job_id))[1]
+    )
+    job = refuse(bench, "1.2.24")
+    assert bench.wait(job, SeriesState.SKIPPED).reason == "superseded"
+    assert bench.objects_at("alive", job) == []
+
+
+def test_a_note_whose_engine_database_was_lost_on_the_way_arrives_once(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, sent_to_store: list[int]
+) -> None:
+    use(bench, monkeypatch, "alive")
+    job = refuse(bench, "1.2.25")
+    bench.wait(job, SeriesState.NOT_ANALYSED)
+    # As it stands after a crash between the arrival of the note and the end of the job.
+    bench.ledger.set_state(job.job_id, SeriesState.DELIVERING, *REFUSED)
+    assert bench.casework.resume() >= 1  # a job of another test may be owed as well
+    bench.wait(job, SeriesState.NOT_ANALYSED)
+    assert len(bench.objects_at("alive", job)) == 1
+    assert sum(sent_to_store) == 1

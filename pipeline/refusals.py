@@ -1,0 +1,95 @@
+"""Why a FLAIR was not analysed, in words for people, and what they can do about it.
+
+By the stable reason codes of `dicom.errors`, of the steps of the pipeline and of the quality check.
+The note in the archive and `flairnode jobs explain` say the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """One reason, for a reader who has never heard of us."""
+
+    what: str
+    """Goes on after "Not analysed: "."""
+    to_do: str
+    """Whole sentences."""
+
+
+_SEND_COMPLETE: Final = (
+    "Send the whole series again: it is then looked at again, and analysed if it is complete."
+)
+_ASK_SCANNER: Final = (
+    "Sending it again as it is changes nothing. Look at the images, and ask where they were made, "
+    "or changed on their way."
+)
+_ANOTHER_SERIES: Final = (
+    "Sending it again as it is changes nothing. A FLAIR of axial single-frame images of the whole "
+    "head can be analysed."
+)
+_READ_WITHOUT: Final = "Read the images without this software."
+
+UNKNOWN: Final = Words("the images could not be used", f"{_READ_WITHOUT} The detail says why.")
+"""Of a reason that is not listed. It has its code and its detail all the same."""
+
+REFUSALS: Final[Mapping[str, Words]] = {
+    # --- the stack
+    "missing-slice": Words("slices are missing in the stack", _SEND_COMPLETE),
+    "too-few-slices": Words(
+        "there are too few slices, or fewer than the images say there are", _SEND_COMPLETE
+    ),
+    "truncated-file": Words("images are damaged or cut short", _SEND_COMPLETE),
+    "irregular-spacing": Words("the slices are not evenly spaced", _ASK_SCANNER),
+    "duplicate-slice": Words(
+        "two images lie at one place: a doubled slice, two stacks or two time points",
+        "Send each stack as a series of its own.",
+    ),
+    "mixed-orientation": Words(
+        "the images of the series point in different directions",
+        "Send each stack as a series of its own.",
+    ),
+    "inconsistent-series": Words("the images of the series are not of one kind", _ASK_SCANNER),
+    "gantry-tilt": Words("the slices are tilted against the axis of their stack", _ANOTHER_SERIES),
+    "not-axial": Words("the slices are sagittal or coronal", _ANOTHER_SERIES),
+    "enhanced-multi-frame": Words(
+        "the images are in one object of many frames, which is not read yet", _ANOTHER_SERIES
+    ),
+    "implausible-geometry": Words(
+        "size, spacing or field of view is not that of a head", _ASK_SCANNER
+    ),
+    "missing-attribute": Words(
+        "the images lack what tells how or where they were made", _ASK_SCANNER
+    ),
+    # --- the pixels
+    "undecodable-pixels": Words(
+        "the pixels cannot be decoded",
+        "Send the series again uncompressed, or compressed in another way.",
+    ),
+    "not-finite": Words("pixels without a value are among the images", _ASK_SCANNER),
+    "blank-image": Words("the images are blank, or nearly", _ASK_SCANNER),
+    "noise-image": Words("the pixels are noise or scrambled", _ASK_SCANNER),
+    "bad-pixels": Words("the pixels are not an image of a head", _ASK_SCANNER),
+    # --- the brain
+    "empty-image": Words("no head was found in the images", _READ_WITHOUT),
+    "empty-mask": Words("no brain was found in the images", _READ_WITHOUT),
+    "brain-extraction": Words("the brain could not be told from the rest", _READ_WITHOUT),
+    "no-brain-core": Words("the brain that was found cannot be one", _READ_WITHOUT),
+    "does-not-fit-canvas": Words(
+        "the head is larger than the field that the model knows", _READ_WITHOUT
+    ),
+}
+
+
+def in_words(reason: str) -> Words:
+    """What to say of a reason code."""
+    return REFUSALS.get(reason, UNKNOWN)
+
+
+def withheld_in_words() -> Words:
+    """What to say when the analysis ran and the quality check did not let its result pass."""
+    return Words("the quality check did not let the result pass", _READ_WITHOUT)
