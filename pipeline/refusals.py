@@ -29,9 +29,10 @@ _ASK_SCANNER: Final = (
     "or changed on their way."
 )
 _ANOTHER_SERIES: Final = (
-    "Sending it again as it is changes nothing. A FLAIR of axial single-frame images of the whole "
+    "Sending it again as it is changes nothing. A FLAIR of one even, straight stack of the whole "
     "head can be analysed."
 )
+_EACH_STACK: Final = "Send each stack as a series of its own."
 _READ_WITHOUT: Final = "Read the images without this software."
 
 UNKNOWN: Final = Words("the images could not be used", f"{_READ_WITHOUT} The detail says why.")
@@ -45,19 +46,27 @@ REFUSALS: Final[Mapping[str, Words]] = {
     ),
     "truncated-file": Words("images are damaged or cut short", _SEND_COMPLETE),
     "irregular-spacing": Words("the slices are not evenly spaced", _ASK_SCANNER),
-    "duplicate-slice": Words(
-        "two images lie at one place: a doubled slice, two stacks or two time points",
-        "Send each stack as a series of its own.",
-    ),
+    "duplicate-slice": Words("two images lie at one place", _EACH_STACK),
     "mixed-orientation": Words(
         "the images of the series point in different directions",
-        "Send each stack as a series of its own.",
+        _EACH_STACK,
     ),
     "inconsistent-series": Words("the images of the series are not of one kind", _ASK_SCANNER),
     "gantry-tilt": Words("the slices are tilted against the axis of their stack", _ANOTHER_SERIES),
-    "not-axial": Words("the slices are sagittal or coronal", _ANOTHER_SERIES),
-    "enhanced-multi-frame": Words(
-        "the images are in one object of many frames, which is not read yet", _ANOTHER_SERIES
+    "unknown-multi-frame": Words(
+        "an object holds many frames and is no Enhanced MR image", _ANOTHER_SERIES
+    ),
+    "several-stacks": Words("there are several stacks of slices in one series", _EACH_STACK),
+    "several-time-points": Words("the same slices are there at several times", _EACH_STACK),
+    "several-echoes": Words("the same slices are there at several echo times", _EACH_STACK),
+    "several-inversion-times": Words(
+        "the same slices are there at several inversion times", _EACH_STACK
+    ),
+    "several-diffusion-weightings": Words(
+        "the same slices are there at several diffusion weightings", _EACH_STACK
+    ),
+    "several-image-types": Words(
+        "the same slices are there as several kinds of image, as magnitude and phase", _EACH_STACK
     ),
     "implausible-geometry": Words(
         "size, spacing or field of view is not that of a head", _ASK_SCANNER
