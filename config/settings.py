@@ -11,6 +11,10 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from config.selection import SelectionSettings
+
+__all__ = ["SelectionSettings"]  # beside what is defined here
+
 AeTitle = Annotated[str, Field(min_length=1, max_length=16, pattern=r"^[^\\\x00-\x1f]+$")]
 Port = Annotated[int, Field(ge=1, le=65535)]
 ResultKind = Literal["seg", "sr", "key-image", "pdf", "note", "probability"]
@@ -80,13 +84,6 @@ class CompletenessSettings(Section):
     """A peer whose C-FIND tells how many instances it holds. None: counts stay unconfirmed."""
     longest_wait_s: Annotated[float, Field(gt=0)] = 3600.0
     """After this long, a series that the peer says is larger is held (`incomplete`)."""
-
-
-class SelectionSettings(Section):
-    """Which FLAIR series a site wants analysed."""
-
-    minimum_slices: Annotated[int, Field(ge=3)] = 8
-    """A stack of fewer slices is no examination of a head (`reference/brain_extraction.md` 5)."""
 
 
 class PipelineSettings(Section):
