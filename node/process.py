@@ -116,6 +116,7 @@ def _process_series(
 ) -> dict[str, Any]:
     # torch and the network are imported only once there is something for them to do.
     from node.analysis import analyse_series
+    from pipeline.brain_tools import require_extractor
 
     ensemble, pack, loaded_s = _load(settings, on_stage)
     done = analyse_series(
@@ -124,6 +125,7 @@ def _process_series(
         pack,
         arguments.output,
         kinds=arguments.kinds,
+        extract=require_extractor(settings.pipeline).extract,
         save_volumes=arguments.save_volumes,
         on_stage=on_stage,
     )
@@ -136,6 +138,7 @@ def _process_nifti(
     if not arguments.input.is_file():
         raise UnreadableError(f"{arguments.input} is not there")
     from node.analysis import analyse_nifti
+    from pipeline.brain_tools import extractor_of
 
     ensemble, pack, loaded_s = _load(settings, on_stage)
     done = analyse_nifti(
@@ -144,6 +147,7 @@ def _process_nifti(
         ensemble,
         pack,
         arguments.output,
+        extract=extractor_of(settings.pipeline).extract,  # of no use with a supplied mask
         on_stage=on_stage,
     )
     return _with_loading_time(done, loaded_s)
