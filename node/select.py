@@ -146,6 +146,9 @@ def _print(selection: Selection, stored: Mapping[str, StoredDecision], missing: 
         print(f"          {decision.series_instance_uid}: {decision.explanation}")
         for line in rule_lines(decision.rule, decision.change):
             print(f"          {line}")
+        if decision.evidence:
+            points = ", ".join(f"{points:+g} {rule}" for rule, points in decision.evidence)
+            print(f"          Score of: {points}")
         then = stored.get(decision.series_instance_uid)
         if then is not None and differs(decision, then):
             was = "selected" if then.chosen else then.reason
