@@ -11,6 +11,10 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from config.selection import SelectionSettings
+
+__all__ = ["SelectionSettings"]  # beside what is defined here
+
 AeTitle = Annotated[str, Field(min_length=1, max_length=16, pattern=r"^[^\\\x00-\x1f]+$")]
 Port = Annotated[int, Field(ge=1, le=65535)]
 ResultKind = Literal["seg", "sr", "key-image", "pdf", "note", "probability"]
@@ -82,11 +86,23 @@ class CompletenessSettings(Section):
     """After this long, a series that the peer says is larger is held (`incomplete`)."""
 
 
-class SelectionSettings(Section):
-    """Which FLAIR series a site wants analysed."""
+class BrainToolSettings(Section):
+    """The program of others that `pipeline.brain` names.
 
-    minimum_slices: Annotated[int, Field(ge=3)] = 8
-    """A stack of fewer slices is no examination of a head (`reference/brain_extraction.md` 5)."""
+    All but `command` and `timeout_s` enter the UIDs of the results.
+    """
+
+    command: Path | None = None
+    """The program. None: it is looked for on PATH under its usual name."""
+    weights: Path | None = None
+    """HD-BET: the folder `.../hd-bet_params/release_2.0.0`; SynthStrip: FreeSurfer's model file.
+    None: where the tool itself keeps them. Nothing is ever fetched."""
+    timeout_s: Annotated[float, Field(gt=0)] = 600.0
+    """It is ended after this long. Less than `pipeline.time_limit_s`, which ends the worker."""
+    fraction: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """`-f` of FSL BET: smaller keeps more."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Of HD-BET and SynthStrip."""
 
 
 class PipelineSettings(Section):
@@ -97,12 +113,26 @@ class PipelineSettings(Section):
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     mirroring: Literal["auto", "on", "off"] = "auto"
     """(result) auto: on with a GPU, off on a CPU, where it doubles or quadruples the time."""
+    brain: Literal["surface-refine", "fsl-bet", "hd-bet", "synthstrip"] = "surface-refine"
+    """(result) The skull strip. All but the first are programs of others, which the site installs;
+    one that is missing stops the node, and is never replaced by another. A pack that was trained
+    with another extractor gives *review*."""
+    brain_tool: BrainToolSettings = BrainToolSettings()
     threads: Annotated[int, Field(ge=0)] = 0
     """CPU threads of the network; 0 takes what the machine has."""
     time_limit_s: Annotated[float, Field(gt=0)] = 900.0
     """A case that takes longer is ended with its worker, and counts as one failed attempt."""
     memory_limit_mb: Annotated[int, Field(ge=0)] = 6144
     """Of the worker process; 0 for none. A corrupt header can ask for any amount of memory."""
+
+    @model_validator(mode="after")
+    def _tool_ends_before_the_worker(self) -> PipelineSettings:
+        if self.brain != "surface-refine" and self.brain_tool.timeout_s >= self.time_limit_s:
+            raise ValueError(
+                f"brain_tool.timeout_s ({self.brain_tool.timeout_s:g}) must be less than"
+                f" time_limit_s ({self.time_limit_s:g}): the worker would be ended first"
+            )
+        return self
 
 
 class DeliverySettings(Section):

@@ -15,11 +15,13 @@ from dicom.errors import InconsistentSeriesError, Outcome, StudyError
 from dicom.series import read_series, read_study
 from dicom.volume import Volume, read_nifti, read_volume, write_nifti
 from node.durable import write_durably
-from pipeline.brain import BrainMask, supplied_mask
+from pipeline.brain import BrainMask, strip_skull, supplied_mask
+from pipeline.brain_tools import Extract
 from pipeline.ensemble import Ensemble
 from pipeline.flow import Analysis, OnStage, Stopwatch, analyse
 from pipeline.model_pack import ModelPack, find_pack, load_pack
 from pipeline.note import Refusal, build_note
+from pipeline.quality import header_flags
 from pipeline.results import ResultObject, build_results
 
 
@@ -77,6 +79,7 @@ def analyse_series(
     output: Path,
     *,
     kinds: Collection[str] = DEFAULT_KINDS,
+    extract: Extract = strip_skull,
     save_volumes: bool = False,
     on_stage: OnStage | None = None,
 ) -> AnalysisOutcome:
@@ -91,6 +94,7 @@ def analyse_series(
         pack: The pack the ensemble was loaded from.
         output: An existing folder that the files go to.
         kinds: Of objects, as `build_results` takes them.
+        extract: The skull strip that the site configured.
         save_volumes: Also write brain, probability and lesions as NIfTI.
         on_stage: Called with the name of each stage as it begins.
     """
@@ -101,7 +105,14 @@ def analyse_series(
             series = read_series(paths)
             report["series_instance_uid"] = series.series_instance_uid
             volume = read_volume(series)
-        analysis = analyse(volume, ensemble, pack.manifest, stage=stage)
+        analysis = analyse(
+            volume,
+            ensemble,
+            pack.manifest,
+            extract=extract,
+            flags=header_flags(series),
+            stage=stage,
+        )
         if refused := _refused_for_quality(analysis, report):
             return _with_note(refused, paths, pack, output, analysis)
         with stage("results"):
@@ -139,6 +150,7 @@ def analyse_nifti(
     pack: ModelPack,
     output: Path,
     *,
+    extract: Extract = strip_skull,
     on_stage: OnStage | None = None,
 ) -> AnalysisOutcome:
     """Analyse one NIfTI volume: volumes and a report, no DICOM objects.
@@ -149,6 +161,7 @@ def analyse_nifti(
         ensemble: Warm, from `load_segmenter`.
         pack: The pack the ensemble was loaded from.
         output: An existing folder that the volumes go to.
+        extract: The skull strip that the site configured, where no mask is supplied.
         on_stage: Called with the name of each stage as it begins.
     """
     stage = Stopwatch(on_stage)
@@ -157,7 +170,9 @@ def analyse_nifti(
         with stage("read"):
             volume = read_nifti(path)
             brain = _supplied_brain(brain_mask, volume) if brain_mask is not None else None
-        analysis = analyse(volume, ensemble, pack.manifest, brain=brain, stage=stage)
+        analysis = analyse(
+            volume, ensemble, pack.manifest, brain=brain, extract=extract, stage=stage
+        )
         if refused := _refused_for_quality(analysis, report):
             return refused
         with stage("results"):

@@ -57,6 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
         check_disk(settings),
         check_destinations(settings),
         check_model(settings),
+        check_brain(settings),
         *(check_peer(peer, settings) for peer in settings.peers),
     ]
     if not arguments.no_self_test:
@@ -136,6 +137,14 @@ def check_model(settings: Settings) -> Finding:
     return Finding("model", True, text)
 
 
+def check_brain(settings: Settings) -> Finding:
+    """Is the configured skull strip there? Looks at files; the self-test runs it."""
+    from pipeline.brain_tools import extractor_of
+
+    status = extractor_of(settings.pipeline).available()
+    return Finding("brain", status.ok, status.text)
+
+
 def check_peer(peer: Peer, settings: Settings) -> Finding:
     """Does it answer a C-ECHO?"""
     name = f"peer {peer.name}"
@@ -158,9 +167,11 @@ def check_self_test(settings: Settings) -> Finding:
 def _self_test(settings: Settings) -> str:
     from node.analysis import load_segmenter  # torch
     from node.selftest import run_self_test
+    from pipeline.brain_tools import require_extractor
 
+    extract = require_extractor(settings.pipeline).extract
     ensemble, pack = load_segmenter(settings.pipeline, (settings.node.packs_dir,))
-    result = run_self_test(ensemble, pack)
+    result = run_self_test(ensemble, pack, extract)
     return (
         f"on {ensemble.device}: {result.lesion_count} lesions found, {result.volume_ml:.1f} ml "
         f"of {result.truth_ml:.1f} ml placed, Dice {result.dice:.2f}"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from config.loader import load_settings
-from node import check, demo, jobs, models, process
+from node import check, demo, jobs, models, process, select
 
 
 def register(subparsers: Any) -> None:  # noqa: ANN401  # argparse names no public type for it
@@ -15,6 +15,7 @@ def register(subparsers: Any) -> None:  # noqa: ANN401  # argparse names no publ
     demo.register(subparsers)
     _register_serve(subparsers)
     process.register(subparsers)
+    select.register(subparsers)
     check.register(subparsers)
     jobs.register(subparsers)
     models.register(subparsers)

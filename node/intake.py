@@ -318,6 +318,9 @@ class Intake:
                         reason=one.reason,
                         explanation=one.explanation,
                         score=one.score,
+                        rule=one.rule,
+                        change=one.change,
+                        rules_digest=selection.rules_digest,
                     )
                     for one in selection.decisions
                 }
@@ -463,7 +466,13 @@ def received_instance(
 
 def _held(decision: SeriesDecision, reason: str, explanation: str) -> SeriesDecision:
     return replace(
-        decision, chosen=False, outcome=Outcome.HELD, reason=reason, explanation=explanation
+        decision,
+        chosen=False,
+        outcome=Outcome.HELD,
+        reason=reason,
+        explanation=explanation,
+        rule="",  # the intake's own decision, whatever the selection says
+        change="",
     )
 
 

@@ -23,9 +23,11 @@ from node.ledger import (
     RetryRefusedError,
     SeriesRow,
     SeriesState,
+    StoredDecision,
     UnknownJobError,
 )
 from node.outcome import ResultsFolder
+from node.select import rule_lines
 from node.sitekey import site_key
 from pipeline.refusals import in_words
 
@@ -119,6 +121,7 @@ def run_explain(arguments: argparse.Namespace) -> int:
         row, job = _find(ledger, arguments.id)
         history = ledger.history(row.series_instance_uid)
         notes = _notes(settings, ledger, row)
+        decision = next(iter(ledger.decisions_of(row.series_instance_uid)), None)
     advice = _advice(row)
     if arguments.json:
         told = {
@@ -128,6 +131,7 @@ def run_explain(arguments: argparse.Namespace) -> int:
             "explanation": row.explanation,
             "advice": advice,
             "notes": notes,
+            "decision": None if decision is None else _decision(decision),
             "history": [
                 {
                     "at": one.at.isoformat(),
@@ -146,6 +150,13 @@ def run_explain(arguments: argparse.Namespace) -> int:
         why = ": ".join(part for part in (one.reason, one.explanation) if part)
         print(f"  {one.at:%Y-%m-%d %H:%M:%S} UTC  {one.state}" + (f"  {why}" if why else ""))
     _print_notes(notes)
+    if decision is not None:
+        score = "" if decision.score is None else f", score {decision.score:.2f}"
+        print(f"Selection: {'selected' if decision.chosen else decision.reason}{score}")
+        for line in (decision.explanation, *rule_lines(decision.rule, decision.change)):
+            print(f"  {line}")
+        if decision.rules_digest:
+            print(f"  rules in force then: {decision.rules_digest[:12]}")
     if advice:
         print(f"What to do: {advice}")
     return EXIT_DONE
@@ -328,6 +339,19 @@ def _series(row: SeriesRow) -> dict[str, Any]:
         "calling_ae_title": row.calling_ae_title,
         "first_received_at": row.first_received_at.isoformat(),
         "last_received_at": row.last_received_at.isoformat(),
+    }
+
+
+def _decision(decision: StoredDecision) -> dict[str, Any]:
+    return {
+        "at": decision.at.isoformat(),
+        "chosen": decision.chosen,
+        "reason": decision.reason,
+        "rule": decision.rule,
+        "explanation": decision.explanation,
+        "change": decision.change,
+        "score": decision.score,
+        "rules_digest": decision.rules_digest,
     }
 
 

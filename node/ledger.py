@@ -160,6 +160,29 @@ class SeriesDecision:
     explanation: str = ""
     score: float | None = None
     counts: Counts = Counts.UNCONFIRMED
+    rule: str = ""
+    """Id of the rule of the selection that decided; "" where the intake decided otherwise."""
+    change: str = ""
+    """What would have to be otherwise."""
+    rules_digest: str = ""
+    """Of the rules in force."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredDecision:
+    """A decision as it was made: of every series, chosen or not."""
+
+    at: datetime
+    study_instance_uid: str
+    series_instance_uid: str
+    chosen: bool
+    outcome: Outcome
+    reason: str
+    rule: str
+    explanation: str
+    change: str
+    score: float | None
+    rules_digest: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,6 +356,26 @@ CREATE TABLE IF NOT EXISTS refusals (
 ) STRICT
 """
 
+# Beside the schema, not in it: a ledger of an earlier flairnode gets the table when it is opened,
+# and one that goes back to it is not disturbed.
+_DECISIONS = """
+CREATE TABLE IF NOT EXISTS decisions (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    at TEXT NOT NULL,
+    study_instance_uid TEXT NOT NULL,
+    series_instance_uid TEXT NOT NULL,
+    chosen INTEGER NOT NULL,
+    outcome TEXT NOT NULL,
+    reason TEXT NOT NULL,
+    rule TEXT NOT NULL,
+    explanation TEXT NOT NULL,
+    change TEXT NOT NULL,
+    score REAL,
+    rules_digest TEXT NOT NULL
+) STRICT;
+CREATE INDEX IF NOT EXISTS decisions_by_series ON decisions (series_instance_uid);
+"""
+
 
 class Ledger:
     """`data_dir/intake.sqlite`: safe from several threads, and from several processes.
@@ -382,6 +425,8 @@ class Ledger:
                     f"{self.path.name} has schema {version}; this flairnode knows {SCHEMA_VERSION}"
                 )
             db.execute(_REFUSALS)
+            for statement in _DECISIONS.split(";"):
+                db.execute(statement)
 
     def close(self) -> None:
         """Close the connection; the ledger is of no use afterwards."""
@@ -676,6 +721,7 @@ class Ledger:
         digests: tuple[str, str],
     ) -> None:
         uid = row.series_instance_uid
+        _note_decision(db, now, row, decision)
         db.execute(
             "UPDATE series SET score = ?, counts = ? WHERE series_instance_uid = ?",
             (decision.score, decision.counts, uid),
@@ -811,6 +857,28 @@ class Ledger:
             _remember(
                 db, now, job.series_instance_uid, job.job_id, job.state, "rebuilt", job.explanation
             )
+
+    def decisions_of(self, series_instance_uid: str) -> list[StoredDecision]:
+        """Every decision on a series, the latest first."""
+        return [
+            StoredDecision(
+                at=datetime.fromisoformat(row["at"]),
+                study_instance_uid=row["study_instance_uid"],
+                series_instance_uid=row["series_instance_uid"],
+                chosen=bool(row["chosen"]),
+                outcome=Outcome(row["outcome"]),
+                reason=row["reason"],
+                rule=row["rule"],
+                explanation=row["explanation"],
+                change=row["change"],
+                score=row["score"],
+                rules_digest=row["rules_digest"],
+            )
+            for row in self._rows(
+                "SELECT * FROM decisions WHERE series_instance_uid = ? ORDER BY number DESC",
+                (series_instance_uid,),
+            )
+        ]
 
     # --- working -----------------------------------------------------------------------------
 
@@ -1182,6 +1250,29 @@ def _remember(
         "INSERT INTO outcomes (at, series_instance_uid, job_id, state, reason, explanation)"
         " VALUES (?, ?, ?, ?, ?, ?)",
         (now, series_instance_uid, job_id, state, reason, explanation),
+    )
+
+
+def _note_decision(
+    db: sqlite3.Connection, now: str, row: SeriesRow, decision: SeriesDecision
+) -> None:
+    db.execute(
+        "INSERT INTO decisions (at, study_instance_uid, series_instance_uid, chosen, outcome,"
+        " reason, rule, explanation, change, score, rules_digest)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            now,
+            row.study_instance_uid,
+            row.series_instance_uid,
+            int(decision.chosen),
+            decision.outcome,
+            decision.reason,
+            decision.rule,
+            decision.explanation,
+            decision.change,
+            decision.score,
+            decision.rules_digest,
+        ),
     )
 
 

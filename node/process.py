@@ -1,4 +1,4 @@
-"""`flairnode process` and `flairnode select`: one folder or file, no network."""
+"""`flairnode process`: one folder or file, no network."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from config.loader import load_settings
 from config.settings import DEFAULT_KINDS, Settings
 from dicom.errors import Outcome, StudyError, UnreadableError
 from dicom.series import Series, Study, read_study
-from node.cli import EXIT_DONE, EXIT_REFUSED, exit_status
+from node.cli import exit_status
 from node.durable import write_durably
 from pipeline.model_pack import find_pack, load_pack
 from pipeline.selection import Decision, Selection, choose
@@ -32,7 +32,7 @@ OPTIONAL_KINDS = ("key-image", "pdf", "probability")
 
 
 def register(subparsers: Any) -> None:  # noqa: ANN401  # argparse names no public type for it
-    """Add the two commands."""
+    """Add the command."""
     process = subparsers.add_parser(
         "process",
         help="analyse one study or series folder, without a network",
@@ -60,16 +60,6 @@ def register(subparsers: Any) -> None:  # noqa: ANN401  # argparse names no publ
     process.add_argument("--json", action="store_true", help="one JSON object on stdout")
     process.set_defaults(run=run_process)
 
-    select = subparsers.add_parser(
-        "select",
-        help="which series would be analysed, and why",
-        description="Reads headers only. Exit 0 when a series was selected, else 3.",
-    )
-    select.add_argument("input", type=Path, help="folder of DICOM files")
-    select.add_argument("--config", type=Path, help="settings of a site (TOML)")
-    select.add_argument("--json", action="store_true", help="one JSON object on stdout")
-    select.set_defaults(run=run_select)
-
 
 def run_process(arguments: argparse.Namespace) -> int:
     """Analyse, write `result.json` beside the results, print it or its gist."""
@@ -88,20 +78,6 @@ def run_process(arguments: argparse.Namespace) -> int:
     else:
         print(_in_words(report, arguments.output))
     return exit_status(Outcome(report["outcome"]))
-
-
-def run_select(arguments: argparse.Namespace) -> int:
-    """Print which series is selected, and the reason for every series."""
-    settings = load_settings(arguments.config)
-    selection = choose(read_study(arguments.input), settings.selection)
-    if arguments.json:
-        print(json.dumps(selection.as_json()))
-    else:
-        for decision in selection.decisions:
-            chosen = decision.series_instance_uid == selection.selected
-            print(f"{'*' if chosen else ' '} {decision.score:6.2f}  {decision.reason}")
-            print(f"          {decision.series_instance_uid}: {decision.explanation}")
-    return EXIT_DONE if selection.selected is not None else EXIT_REFUSED
 
 
 def _kinds(given: str) -> tuple[str, ...]:
@@ -140,6 +116,7 @@ def _process_series(
 ) -> dict[str, Any]:
     # torch and the network are imported only once there is something for them to do.
     from node.analysis import analyse_series
+    from pipeline.brain_tools import require_extractor
 
     ensemble, pack, loaded_s = _load(settings, on_stage)
     done = analyse_series(
@@ -148,6 +125,7 @@ def _process_series(
         pack,
         arguments.output,
         kinds=arguments.kinds,
+        extract=require_extractor(settings.pipeline).extract,
         save_volumes=arguments.save_volumes,
         on_stage=on_stage,
     )
@@ -160,6 +138,7 @@ def _process_nifti(
     if not arguments.input.is_file():
         raise UnreadableError(f"{arguments.input} is not there")
     from node.analysis import analyse_nifti
+    from pipeline.brain_tools import extractor_of
 
     ensemble, pack, loaded_s = _load(settings, on_stage)
     done = analyse_nifti(
@@ -168,6 +147,7 @@ def _process_nifti(
         ensemble,
         pack,
         arguments.output,
+        extract=extractor_of(settings.pipeline).extract,  # of no use with a supplied mask
         on_stage=on_stage,
     )
     return _with_loading_time(done, loaded_s)

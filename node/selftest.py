@@ -12,6 +12,8 @@ from typing import ClassVar
 import numpy as np
 
 from dicom.errors import Outcome, StudyError
+from pipeline.brain import strip_skull
+from pipeline.brain_tools import Extract
 from pipeline.flow import Segmenter, analyse
 from pipeline.model_pack import ModelPack
 from pipeline.phantom import synthetic_head
@@ -39,14 +41,16 @@ class SelfTest:
     truth_ml: float
 
 
-def run_self_test(segmenter: Segmenter, pack: ModelPack) -> SelfTest:
-    """Analyse the synthetic head.
+def run_self_test(
+    segmenter: Segmenter, pack: ModelPack, extract: Extract = strip_skull
+) -> SelfTest:
+    """Analyse the synthetic head, with the skull strip of the site.
 
     Raises:
         SelfTestError: Dice below `LEAST_DICE`, or quality says *fail*.
     """
     phantom = synthetic_head(SEED)
-    analysis = analyse(phantom.volume, segmenter, pack.manifest)
+    analysis = analyse(phantom.volume, segmenter, pack.manifest, extract=extract)
     found = analysis.lesions.labels > 0
     truth = phantom.lesions
     dice = 2.0 * np.count_nonzero(found & truth) / max(1, found.sum() + truth.sum())

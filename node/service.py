@@ -198,7 +198,13 @@ def service_id(settings: Settings) -> str:
 
 def settings_digest(settings: Settings) -> str:
     """Of the settings that change a result beside the model (`config.settings`, "(result)")."""
-    return hashlib.sha256(f"mirroring={settings.pipeline.mirroring}".encode()).hexdigest()
+    pipeline = settings.pipeline
+    said = f"mirroring={pipeline.mirroring}"
+    if pipeline.brain != "surface-refine":
+        tool = pipeline.brain_tool
+        said += f";brain={pipeline.brain};fraction={tool.fraction:g};device={tool.device}"
+        said += f";weights={tool.weights}"
+    return hashlib.sha256(said.encode()).hexdigest()
 
 
 def pack_digest(settings: Settings) -> str:
@@ -209,6 +215,15 @@ def pack_digest(settings: Settings) -> str:
     """
     pack = find_pack(settings.pipeline.model, folders=[settings.node.packs_dir])
     return load_pack(pack).digest
+
+
+def _require_brain_tool(settings: Settings) -> None:
+    """A configured skull strip that is missing would fail every case: the node does not start."""
+    if settings.pipeline.brain == "surface-refine":
+        return
+    from pipeline.brain_tools import require_extractor  # the service needs it for nothing else
+
+    require_extractor(settings.pipeline)
 
 
 def serve(
@@ -247,6 +262,7 @@ def serve(
             wait_s=2.0,  # a predecessor that was killed may still be ending
             taken=f"a flairnode service runs on {data_dir} already",
         )
+        _require_brain_tool(settings)
         node = Node.start(settings, workers, model_digest(settings))
     except IdentityTakenError as error:
         return _cannot_start("service.identity-taken", error)

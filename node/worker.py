@@ -68,16 +68,21 @@ def load_pipeline(settings: Settings) -> Analyser:
 
     Raises:
         ModelPackError: The pack is missing, changed or of a kind that cannot be run.
+        BrainToolMissingError: The configured skull strip is not there.
     """
     # torch: seconds
     from node.analysis import analyse_series, kinds_to_make, load_segmenter, tell_why
+    from pipeline.brain_tools import require_extractor
 
+    extract = require_extractor(settings.pipeline).extract
     ensemble, pack = load_segmenter(settings.pipeline, [settings.node.packs_dir])
     kinds = kinds_to_make(settings)
     return Analyser(
         pack_digest=pack.digest,
         research=pack.manifest.status == "research",
-        analyse=lambda paths, output: analyse_series(paths, ensemble, pack, output, kinds=kinds),
+        analyse=lambda paths, output: analyse_series(
+            paths, ensemble, pack, output, kinds=kinds, extract=extract
+        ),
         tell_why=lambda paths, output, reason, explanation: tell_why(
             paths, pack, output, reason, explanation
         ),

@@ -41,6 +41,7 @@ __all__ = [
     "EmptyImageError",
     "EmptyMaskError",
     "MaskGeometryError",
+    "Parameter",
     "SurfaceRefineParameters",
     "close_in_plane_mm",
     "depth_in_plane_mm",
@@ -55,6 +56,7 @@ __all__ = [
 ]
 
 Image = npt.NDArray[np.float32]
+Parameter = float | str
 
 SURFACE_REFINE_VERSION = "1"
 """Goes up when the same image would get another mask. A pack names the version it is made for."""
@@ -131,9 +133,9 @@ class BrainMask:
     """(slices, rows, columns), on the source grid."""
     grid: Grid
     method: str
-    """"surface-refine", "supplied" or "premasked"."""
+    """"surface-refine", "supplied", "premasked", or a tool of `pipeline.brain_tools`."""
     version: str
-    parameters: Mapping[str, float] = field(default_factory=dict)
+    parameters: Mapping[str, Parameter] = field(default_factory=dict)
 
     @property
     def volume_ml(self) -> float:

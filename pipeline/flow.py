@@ -7,7 +7,7 @@ No step reads settings or holds state: values in, values out. The network is han
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -21,7 +21,7 @@ from pipeline.findings import Findings, measure
 from pipeline.lesions import LesionMap, find_lesions
 from pipeline.model_pack import Manifest
 from pipeline.preprocess import prepare, restore
-from pipeline.quality import Quality, gate, judge
+from pipeline.quality import Flag, Quality, gate, judge
 
 OnStage = Callable[[str], None]
 
@@ -80,6 +80,8 @@ def analyse(
     manifest: Manifest,
     *,
     brain: BrainMask | None = None,
+    extract: Callable[[Volume], BrainMask] = strip_skull,
+    flags: Sequence[Flag] = (),
     stage: Stopwatch | None = None,
 ) -> Analysis:
     """Find and measure the lesions of one FLAIR volume.
@@ -89,6 +91,8 @@ def analyse(
         segmenter: The ensemble of the pack.
         manifest: Of the same pack: how images are fed, what counts as a lesion.
         brain: A mask supplied from outside; recorded as such, and *review*. None: extract one.
+        extract: The skull strip of the site (`pipeline.brain_tools`).
+        flags: What the headers say that a reader of the result should know.
         stage: Where to keep the time of each stage.
 
     Raises:
@@ -99,7 +103,7 @@ def analyse(
     with stage("gate"):
         gate(volume)
     with stage("brain"):
-        brain = brain or strip_skull(volume)
+        brain = brain or extract(volume)
     with stage("preprocess"):
         prepared = prepare(volume, brain, manifest.canvas_spec())
     with stage("segment"):
@@ -114,5 +118,5 @@ def analyse(
         )
         findings = measure(lesions)
     with stage("quality"):
-        quality = judge(volume, brain, lesions, findings, manifest)
+        quality = judge(volume, brain, lesions, findings, manifest, flags)
     return Analysis(volume, brain, lesions, findings, quality, stage.timing_s)

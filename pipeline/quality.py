@@ -11,7 +11,7 @@ on masks known to be wrong; the comment beside each limit gives what good masks 
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from math import inf, isfinite, nan
 from typing import Literal
@@ -21,6 +21,7 @@ import numpy.typing as npt
 from pydantic import JsonValue
 from scipy import ndimage
 
+from config.selection import SelectionSettings, rules_in_force
 from dicom.errors import (
     BlankImageError,
     ImplausibleGeometryError,
@@ -28,9 +29,11 @@ from dicom.errors import (
     NotFiniteError,
     PixelsError,
 )
+from dicom.series import Series
 from dicom.volume import Grid, Volume
 from pipeline.brain import BrainMask, EmptyImageError, outer_surface
 from pipeline.findings import Findings
+from pipeline.header_facts import stated_contrast
 from pipeline.lesions import LesionMap
 from pipeline.model_pack import Manifest
 from pipeline.morphology import (
@@ -69,6 +72,10 @@ STRIPPED_SHARE = 0.01
 BORDER_MM = 3.0
 RIM_MM = 3.0
 CORE_DEPTH_MM = 12.0
+BRIGHT_RIM_MM = 6.0
+BRIGHT = 1.6
+"""Of the median of the deep brain: fat and scalp are brighter, cortex is not, and juxtacortical
+lesions that are fill a small part of the rim. It flags a mask; nothing is ever cut from one."""
 
 MOST_DISAGREEMENT = 0.30
 """Mean standard deviation of the members' probabilities over all lesion voxels. Of five members two
@@ -214,8 +221,9 @@ def judge(
     lesions: LesionMap,
     findings: Findings,
     manifest: Manifest,
+    also: Sequence[Flag] = (),
 ) -> Quality:
-    """The verdict on one analysis.
+    """The verdict on one analysis; `also` are flags that were raised before it.
 
     A brain mask with a *fail* flag means that nothing found within it can be trusted.
     """
@@ -227,10 +235,30 @@ def judge(
         *_geometry_flags(view.grid, manifest),
         *_input_flags(volume, view),
         *_lesion_flags(brain, lesions, findings),
+        *also,
     ]
     # The worst first; of equals in the order of the checks.
     flags.sort(key=lambda flag: flag.severity != "fail")
     return Quality(tuple(flags), asdict(measures))
+
+
+def header_flags(series: Series) -> tuple[Flag, ...]:
+    """What the headers of a series say that a reader of its result should know.
+
+    Contrast medium, by the series' own words: that it follows another series with contrast, only
+    the selection can see, and says.
+    """
+    contrast = stated_contrast(series, rules_in_force(SelectionSettings()))
+    if not contrast.given:
+        return ()
+    return (
+        Flag(
+            "after-contrast",
+            f"The images were acquired after contrast medium ({contrast.why}). Enhancement is"
+            " bright on FLAIR too; the model is not known to have been tried on such images.",
+            "review",
+        ),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,6 +284,9 @@ class BrainMeasures:
     """Enclosed in a slice but not in the mask, as a share of the mask."""
     rim_contrast: float
     """Median just inside minus median just outside, in medians of the brain."""
+    bright_rim_share: float
+    """Of the outermost `BRIGHT_RIM_MM` of the mask, how much is brighter than `BRIGHT` medians of
+    the deep brain. The second answer follows a bright scalp as the first does; this does not."""
     left_right_dice: float
     """Of the mask and its mirror image about its own middle."""
     tissue_spread: float
@@ -297,6 +328,7 @@ def measure_brain(volume: Volume, brain: BrainMask) -> BrainMeasures:
         main_share=float(np.bincount(labels[mask]).max()) / size,
         hole_share=holes / size,
         rim_contrast=_rim_contrast(pixels, mask, spacing_mm),
+        bright_rim_share=_bright_rim_share(pixels, mask, spacing_mm),
         left_right_dice=_left_right_dice(mask),
         tissue_spread=spread,
         darkest_share=darkest,
@@ -326,6 +358,15 @@ def _rim_contrast(pixels: Image, mask: Mask, spacing_mm: SpacingMm) -> float:
     if not outer.any() or level <= 0:
         return 0.0
     return float(np.median(pixels[inner]) - np.median(pixels[outer])) / level
+
+
+def _bright_rim_share(pixels: Image, mask: Mask, spacing_mm: SpacingMm) -> float:
+    core = erode_in_plane_mm(mask, spacing_mm, CORE_DEPTH_MM)
+    rim = mask & ~erode_in_plane_mm(mask, spacing_mm, BRIGHT_RIM_MM)
+    level = float(np.median(pixels[core if core.any() else mask]))
+    if not rim.any() or level <= 0:
+        return 0.0
+    return float(np.mean(pixels[rim] > BRIGHT * level))
 
 
 def _left_right_dice(mask: Mask) -> float:
@@ -474,6 +515,14 @@ BRAIN_LIMITS = (
         " mask; 0.40 or more is usual. The mask may not follow the brain.",
         review_below=0.30,  # good masks: .40 to .79; frontal poles cut off: .19
         fail_below=0.15,  # outside the scalp: .01 to .02
+    ),
+    Limit(
+        "brain-rim-bright",
+        "bright_rim_share",
+        "{value:.0%} of the outermost 6 mm of the brain mask is much brighter than brain; up to 2 %"
+        " is usual. It may include scalp or fat.",
+        review_above=0.06,  # good masks: 0 to .018; scalp within it in part: .24 to .43
+        fail_above=0.40,  # with a bright scalp all around: .47 to .95
     ),
     Limit(
         "brain-lopsided",

@@ -74,6 +74,14 @@ REFUSALS: Final[Mapping[str, Words]] = {
     "missing-attribute": Words(
         "the images lack what tells how or where they were made", _ASK_SCANNER
     ),
+    # --- the site's own settings
+    "post-contrast": Words(
+        "the images were acquired after contrast medium, and this site analyses none such",
+        "Send a FLAIR from before contrast medium.",
+    ),
+    "refused-by-site": Words(
+        "a rule of this site does not want it", "Ask who looks after this software here."
+    ),
     # --- the pixels
     "undecodable-pixels": Words(
         "the pixels cannot be decoded",
@@ -87,6 +95,7 @@ REFUSALS: Final[Mapping[str, Words]] = {
     "empty-image": Words("no head was found in the images", _READ_WITHOUT),
     "empty-mask": Words("no brain was found in the images", _READ_WITHOUT),
     "brain-extraction": Words("the brain could not be told from the rest", _READ_WITHOUT),
+    "brain-tool-empty-mask": Words("no brain was found in the images", _READ_WITHOUT),
     "no-brain-core": Words("the brain that was found cannot be one", _READ_WITHOUT),
     "does-not-fit-canvas": Words(
         "the head is larger than the field that the model knows", _READ_WITHOUT

@@ -329,6 +329,7 @@ def _algorithm(given: _Input) -> Algorithm:
             ("minimum_lesion_mm3", f"{manifest.minimum_lesion_mm3:g}"),
             ("connectivity", "26"),
             ("brain_mask", f"{brain.method} {brain.version}".strip()),
+            *((("brain_parameters", _brain_parameters(brain)),) if brain.parameters else ()),
         ),
     )
 
@@ -483,6 +484,14 @@ def _left_out_in_words(findings: Findings, manifest: Manifest) -> tuple[str, ...
             "outside the brain mask, taken for orbital fat or scalp."
         )
     return tuple(left_out)
+
+
+def _brain_parameters(brain: BrainMask) -> str:
+    """Everything that another mask would follow from; digests of weights in full."""
+    return ",".join(
+        f"{name}={value if isinstance(value, str) else format(value, 'g')}"
+        for name, value in sorted(brain.parameters.items())
+    )
 
 
 def _brain_in_words(brain: BrainMask) -> str:

@@ -279,6 +279,29 @@ def test_the_summary_says_what_was_not_assessed_and_what_a_lesion_is(
         assert words in said
 
 
+def test_brain_method_version_parameters_and_weights_stand_in_both_objects(
+    make_flair_series: Make,
+) -> None:
+    series = make_flair_series(**SMALL).series
+    labels = no_lesions((4, 8, 8))
+    labels[1, 2, 3] = 1
+    plain = analysed(series, labels)
+    weights = "c3" * 32
+    parameters = {"device": "cpu", "mirroring": 0.0, "weights_sha256": weights}
+    brain = BrainMask(plain.brain.mask, plain.brain.grid, "hd-bet", "2.0.1", parameters)
+    seg, report = build_results(series, replace(plain, brain=brain), pack(), SETTINGS)
+    stated = f"device=cpu,mirroring=0,weights_sha256={weights}"
+    (identification,) = seg.dataset.SegmentSequence[0].SegmentationAlgorithmIdentificationSequence
+    assert "brain_mask=hd-bet 2.0.1" in identification.AlgorithmParameters
+    assert f"brain_parameters={stated}" in identification.AlgorithmParameters
+    elements = list(report.dataset.iterall())
+    texts = [str(element.value) for element in elements if element.keyword == "TextValue"]
+    assert any(stated in text and "hd-bet 2.0.1" in text for text in texts)
+    assert any("Brain mask: hd-bet 2.0.1" in text for text in texts)
+    assert "brain hd-bet 2.0.1" in seg.dataset.SoftwareVersions
+    assert not set(uids((seg, report))) & set(uids(build_results(series, plain, pack(), SETTINGS)))
+
+
 def test_a_supplied_brain_mask_is_named_as_such(make_flair_series: Make) -> None:
     series = make_flair_series().series
     analysis = analysed(series, three_lesions())
