@@ -6,13 +6,16 @@ unknown key is an error that names the key. Secrets come from files or variables
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 AeTitle = Annotated[str, Field(min_length=1, max_length=16, pattern=r"^[^\\\x00-\x1f]+$")]
 Port = Annotated[int, Field(ge=1, le=65535)]
+Protocol = Literal["c-store", "stow-rs", "orthanc-rest"]
 ResultKind = Literal["seg", "sr", "key-image", "pdf", "note", "probability"]
 """`note`: that a FLAIR was not analysed, and why."""
 DEFAULT_KINDS: tuple[ResultKind, ...] = ("seg", "sr", "key-image", "pdf")
@@ -22,6 +25,18 @@ Many archives store a Segmentation and a report without drawing either: with the
 PDF beside them a reader sees the result in any viewer, without anybody having configured it. A
 probability map is made only if a destination asks for it: viewers do not draw it, and it is larger
 than the series."""
+
+
+def _web_address(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("an address begins with http:// or https:// and names a host")
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        raise ValueError("an address holds no password, no query and no fragment")
+    return url.rstrip("/")
+
+
+WebAddress = Annotated[str, AfterValidator(_web_address)]
 
 
 class Section(BaseModel):
@@ -49,12 +64,64 @@ class NodeSettings(Section):
 
 
 class Peer(Section):
-    """One DICOM application we speak with."""
+    """One DICOM application we speak with: over DIMSE, over the web, or both."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
-    ae_title: AeTitle
-    host: str
-    port: Port
+    ae_title: AeTitle | Literal[""] = ""
+    """With host and port: all three, or none for a peer that is reached over the web alone."""
+    host: str = ""
+    port: Annotated[int, Field(ge=0, le=65535)] = 0
+    dicomweb_url: WebAddress | None = None
+    """Root of its DICOMweb services (QIDO-RS, WADO-RS, STOW-RS): `https://pacs/dicom-web`."""
+    orthanc_url: WebAddress | None = None
+    """An Orthanc's own REST API, such as `http://127.0.0.1:8042`."""
+    user: str = ""
+    """Of both web addresses. Its password comes from `password_file` or from the variable that
+    `password_variable` names, and never from here."""
+    password_file: Path | None = None
+    """Readable by the node alone; one line. It wins over the variable."""
+    ca_file: Path | None = None
+    """Certificates to trust instead of the system's: a hospital's own authority."""
+    verify_tls: bool = True
+    """False takes any certificate, which is to say anybody who answers."""
+
+    @model_validator(mode="after")
+    def _says_how_it_is_reached(self) -> Self:
+        dimse = {"ae_title": self.ae_title, "host": self.host, "port": self.port}
+        absent = [key for key, value in dimse.items() if not value]
+        web = self.dicomweb_url is not None or self.orthanc_url is not None
+        if absent and (len(absent) < len(dimse) or not web):
+            raise ValueError(f"peer {self.name!r}: {', '.join(absent)} missing")
+        if self.user and not web:
+            raise ValueError(f"peer {self.name!r}: a user, but no dicomweb_url and no orthanc_url")
+        if self.password_file is not None and not self.user:
+            raise ValueError(f"peer {self.name!r}: a password_file, but no user")
+        return self
+
+    @property
+    def speaks_dimse(self) -> bool:
+        """Can it be sent a C-ECHO?"""
+        return bool(self.port)
+
+    @property
+    def password_variable(self) -> str:
+        """The environment variable that may hold the password of `user`."""
+        return f"FLAIRNODE_PASSWORD_{self.name.upper().replace('-', '_')}"
+
+    def password(self) -> str:
+        """Read anew at each use, so that a changed password needs no restart.
+
+        Raises:
+            OSError: The password file cannot be read.
+            LookupError: There is a user, but neither file nor variable.
+        """
+        if not self.user:
+            return ""
+        if self.password_file is not None:
+            return self.password_file.read_text(encoding="utf-8").rstrip("\r\n")
+        if self.password_variable not in os.environ:
+            raise LookupError(f"neither password_file nor {self.password_variable} is set")
+        return os.environ[self.password_variable]
 
 
 class Destination(Section):
