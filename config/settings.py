@@ -124,6 +124,33 @@ class Peer(Section):
         return os.environ[self.password_variable]
 
 
+ChangeKind = Literal["NewInstance", "NewSeries", "StableSeries", "CompletedSeries"]
+
+
+class Source(Section):
+    """An Orthanc from which new studies are fetched: a second intake beside C-STORE."""
+
+    peer: str
+    """A peer with an `orthanc_url`."""
+    follow: bool = True
+    """Read its change feed. Without it the reconciling below finds everything, only later."""
+    poll_s: Annotated[float, Field(gt=0)] = 2.0
+    changes: tuple[ChangeKind, ...] = (
+        "NewInstance",
+        "NewSeries",
+        "StableSeries",
+        "CompletedSeries",
+    )
+    """Which changes make us look at a series. What is fetched is always what the series lacks
+    here; Orthanc forgets stable events over a crash, so they alone are not enough."""
+    reconcile_every_s: Annotated[float, Field(gt=0)] = 900.0
+    """How often all recent studies are compared with what is here, as at each start."""
+    look_back_days: Annotated[float, Field(gt=0)] = 14.0
+    """What Orthanc received longer ago is left alone, unless we were away for longer."""
+    parallel: Annotated[int, Field(ge=1, le=16)] = 4
+    """Instances that are fetched at the same time."""
+
+
 class Destination(Section):
     """Where results go: a peer, and what it takes."""
 
@@ -222,6 +249,7 @@ class Settings(Section):
     node: NodeSettings = NodeSettings()
     peers: tuple[Peer, ...] = ()
     destinations: tuple[Destination, ...] = ()
+    sources: tuple[Source, ...] = ()
     completeness: CompletenessSettings = CompletenessSettings()
     selection: SelectionSettings = SelectionSettings()
     pipeline: PipelineSettings = PipelineSettings()
@@ -237,11 +265,18 @@ class Settings(Section):
         if len(set(names)) != len(names):
             raise ValueError(f"peers: names are doubled: {sorted(names)}")
         wanted = [("destinations", d.peer) for d in self.destinations]
+        wanted += [("sources", source.peer) for source in self.sources]
         if self.completeness.query_peer is not None:
             wanted.append(("completeness.query_peer", self.completeness.query_peer))
         for where, name in wanted:
             if name not in names:
                 raise ValueError(f"{where}: no peer is named {name!r}; peers are {names}")
+        followed = [source.peer for source in self.sources]
+        if len(set(followed)) != len(followed):
+            raise ValueError(f"sources: peers are doubled: {sorted(followed)}")
+        for name in followed:
+            if self.peer(name).orthanc_url is None:
+                raise ValueError(f"sources: peer {name!r} has no orthanc_url")
         return self
 
     def peer(self, name: str) -> Peer:
