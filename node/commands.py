@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from config.loader import load_settings
-from node import check, demo, jobs, models, process
+from node import check, demo, fetch, jobs, models, process
 
 
 def register(subparsers: Any) -> None:  # noqa: ANN401  # argparse names no public type for it
@@ -17,6 +17,7 @@ def register(subparsers: Any) -> None:  # noqa: ANN401  # argparse names no publ
     process.register(subparsers)
     check.register(subparsers)
     jobs.register(subparsers)
+    fetch.register(subparsers)
     models.register(subparsers)
 
 
