@@ -6,10 +6,12 @@ unknown key is an error that names the key. Secrets come from files or variables
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from config.selection import SelectionSettings
 
@@ -17,6 +19,7 @@ __all__ = ["SelectionSettings"]  # beside what is defined here
 
 AeTitle = Annotated[str, Field(min_length=1, max_length=16, pattern=r"^[^\\\x00-\x1f]+$")]
 Port = Annotated[int, Field(ge=1, le=65535)]
+Protocol = Literal["c-store", "stow-rs", "orthanc-rest"]
 ResultKind = Literal["seg", "sr", "key-image", "pdf", "note", "probability"]
 """`note`: that a FLAIR was not analysed, and why."""
 DEFAULT_KINDS: tuple[ResultKind, ...] = ("seg", "sr", "key-image", "pdf")
@@ -26,6 +29,18 @@ Many archives store a Segmentation and a report without drawing either: with the
 PDF beside them a reader sees the result in any viewer, without anybody having configured it. A
 probability map is made only if a destination asks for it: viewers do not draw it, and it is larger
 than the series."""
+
+
+def _web_address(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("an address begins with http:// or https:// and names a host")
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        raise ValueError("an address holds no password, no query and no fragment")
+    return url.rstrip("/")
+
+
+WebAddress = Annotated[str, AfterValidator(_web_address)]
 
 
 class Section(BaseModel):
@@ -53,12 +68,91 @@ class NodeSettings(Section):
 
 
 class Peer(Section):
-    """One DICOM application we speak with."""
+    """One DICOM application we speak with: over DIMSE, over the web, or both."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
-    ae_title: AeTitle
-    host: str
-    port: Port
+    ae_title: AeTitle | Literal[""] = ""
+    """With host and port: all three, or none for a peer that is reached over the web alone."""
+    host: str = ""
+    port: Annotated[int, Field(ge=0, le=65535)] = 0
+    dicomweb_url: WebAddress | None = None
+    """Root of its DICOMweb services (QIDO-RS, WADO-RS, STOW-RS): `https://pacs/dicom-web`."""
+    orthanc_url: WebAddress | None = None
+    """An Orthanc's own REST API, such as `http://127.0.0.1:8042`."""
+    user: str = ""
+    """Of both web addresses. Its password comes from `password_file` or from the variable that
+    `password_variable` names, and never from here."""
+    password_file: Path | None = None
+    """Readable by the node alone; one line. It wins over the variable."""
+    ca_file: Path | None = None
+    """Certificates to trust instead of the system's: a hospital's own authority."""
+    verify_tls: bool = True
+    """False takes any certificate, which is to say anybody who answers."""
+
+    @model_validator(mode="after")
+    def _says_how_it_is_reached(self) -> Self:
+        dimse = {"ae_title": self.ae_title, "host": self.host, "port": self.port}
+        absent = [key for key, value in dimse.items() if not value]
+        web = self.dicomweb_url is not None or self.orthanc_url is not None
+        if absent and (len(absent) < len(dimse) or not web):
+            raise ValueError(f"peer {self.name!r}: {', '.join(absent)} missing")
+        if self.user and not web:
+            raise ValueError(f"peer {self.name!r}: a user, but no dicomweb_url and no orthanc_url")
+        if self.password_file is not None and not self.user:
+            raise ValueError(f"peer {self.name!r}: a password_file, but no user")
+        return self
+
+    @property
+    def speaks_dimse(self) -> bool:
+        """Can it be sent a C-ECHO?"""
+        return bool(self.port)
+
+    @property
+    def password_variable(self) -> str:
+        """The environment variable that may hold the password of `user`."""
+        return f"FLAIRNODE_PASSWORD_{self.name.upper().replace('-', '_')}"
+
+    def password(self) -> str:
+        """Read anew at each use, so that a changed password needs no restart.
+
+        Raises:
+            OSError: The password file cannot be read.
+            LookupError: There is a user, but neither file nor variable.
+        """
+        if not self.user:
+            return ""
+        if self.password_file is not None:
+            return self.password_file.read_text(encoding="utf-8").rstrip("\r\n")
+        if self.password_variable not in os.environ:
+            raise LookupError(f"neither password_file nor {self.password_variable} is set")
+        return os.environ[self.password_variable]
+
+
+ChangeKind = Literal["NewInstance", "NewSeries", "StableSeries", "CompletedSeries"]
+
+
+class Source(Section):
+    """An Orthanc from which new studies are fetched: a second intake beside C-STORE."""
+
+    peer: str
+    """A peer with an `orthanc_url`."""
+    follow: bool = True
+    """Read its change feed. Without it the reconciling below finds everything, only later."""
+    poll_s: Annotated[float, Field(gt=0)] = 2.0
+    changes: tuple[ChangeKind, ...] = (
+        "NewInstance",
+        "NewSeries",
+        "StableSeries",
+        "CompletedSeries",
+    )
+    """Which changes make us look at a series. What is fetched is always what the series lacks
+    here; Orthanc forgets stable events over a crash, so they alone are not enough."""
+    reconcile_every_s: Annotated[float, Field(gt=0)] = 900.0
+    """How often all recent studies are compared with what is here, as at each start."""
+    look_back_days: Annotated[float, Field(gt=0)] = 14.0
+    """What Orthanc received longer ago is left alone, unless we were away for longer."""
+    parallel: Annotated[int, Field(ge=1, le=16)] = 4
+    """Instances that are fetched at the same time."""
 
 
 class Destination(Section):
@@ -186,6 +280,7 @@ class Settings(Section):
     node: NodeSettings = NodeSettings()
     peers: tuple[Peer, ...] = ()
     destinations: tuple[Destination, ...] = ()
+    sources: tuple[Source, ...] = ()
     completeness: CompletenessSettings = CompletenessSettings()
     selection: SelectionSettings = SelectionSettings()
     pipeline: PipelineSettings = PipelineSettings()
@@ -201,11 +296,18 @@ class Settings(Section):
         if len(set(names)) != len(names):
             raise ValueError(f"peers: names are doubled: {sorted(names)}")
         wanted = [("destinations", d.peer) for d in self.destinations]
+        wanted += [("sources", source.peer) for source in self.sources]
         if self.completeness.query_peer is not None:
             wanted.append(("completeness.query_peer", self.completeness.query_peer))
         for where, name in wanted:
             if name not in names:
                 raise ValueError(f"{where}: no peer is named {name!r}; peers are {names}")
+        followed = [source.peer for source in self.sources]
+        if len(set(followed)) != len(followed):
+            raise ValueError(f"sources: peers are doubled: {sorted(followed)}")
+        for name in followed:
+            if self.peer(name).orthanc_url is None:
+                raise ValueError(f"sources: peer {name!r} has no orthanc_url")
         return self
 
     def peer(self, name: str) -> Peer:

@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from config.loader import load_settings
-from config.settings import Peer, Settings
+from config.settings import Peer, Settings, Source
 from dicom.errors import StudyError
+from dicom.network.orthanc_source import OrthancSource
 from dicom.network.scu import PeerError, echo
 from node.cli import EXIT_DONE, EXIT_FAILED
+from node.sources import SOURCES_FILE, SourceBook, Standing
 from pipeline.model_pack import find_pack, load_pack
 
 MEBIBYTE = 1024 * 1024
@@ -59,6 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
         check_model(settings),
         check_brain(settings),
         *(check_peer(peer, settings) for peer in settings.peers),
+        *(check_source(source, settings) for source in settings.sources),
     ]
     if not arguments.no_self_test:
         findings.append(check_self_test(settings))
@@ -157,6 +160,45 @@ def check_peer(peer: Peer, settings: Settings) -> Finding:
     except PeerError as error:
         return Finding(name, False, str(error))
     return Finding(name, True, f"{peer.ae_title} at {peer.host}:{peer.port} answers C-ECHO")
+
+
+def check_source(source: Source, settings: Settings) -> Finding:
+    """Does the Orthanc that is followed answer, and how far is the service with it?"""
+    name = f"source {source.peer}"
+    try:
+        orthanc = OrthancSource(settings.peer(source.peer))
+        try:
+            system, last = orthanc.system(), orthanc.last_change().last
+        finally:
+            orthanc.close()
+    except PeerError as error:
+        return Finding(name, False, str(error))
+    text = f"Orthanc {system.version} ({system.name}), change {last}"
+    if not (settings.node.data_dir / SOURCES_FILE).is_file():
+        return Finding(name, True, f"{text}; not followed yet")
+    with SourceBook(settings.node.data_dir) as book:
+        standing, waiting = book.standing(source.peer), book.count_open(source.peer)
+    if standing is None:
+        return Finding(name, True, f"{text}; not followed yet")
+    text += f"; {_how_far(source, standing, last)}; {waiting} series to look at"
+    if standing.looked_at:
+        text += f"; last looked at {standing.looked_at[:19]} UTC"
+    if standing.trouble:
+        since = standing.trouble_since[:19]
+        return Finding(
+            name, False, f"{text}; the service is in trouble since {since} UTC: {standing.trouble}"
+        )
+    return Finding(name, True, text)
+
+
+def _how_far(source: Source, standing: Standing, last: int) -> str:
+    if not source.follow:
+        return f"compared {standing.reconciled_at or 'never'}, change feed not followed"
+    if standing.cursor < 0:
+        return "nothing read yet"
+    if standing.cursor > last:
+        return f"read up to {standing.cursor}: it was emptied or replaced, and is compared anew"
+    return f"read up to {standing.cursor}"
 
 
 def check_self_test(settings: Settings) -> Finding:

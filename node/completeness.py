@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import structlog
 
@@ -22,6 +23,9 @@ from node.ledger import OTHER_FLAIR, Counts, SeriesDecision, SeriesRow
 log = structlog.get_logger(__name__)
 
 INCOMPLETE = "incomplete"
+SOURCE_UNREACHABLE = "source-unreachable"
+DELETED_AT_SOURCE = "deleted-at-source"
+TO_COME = "series-to-come"
 QUERY_TIMEOUT_S = 10.0  # all studies wait while one is asked for
 
 # A skipped series would be judged otherwise with more slices only for one of these reasons.
@@ -81,6 +85,53 @@ class PeerHolding:
 
 
 NOT_ASKED = PeerHolding(None)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the source of a series says of the instances that we hold of it."""
+
+    counts: Counts = Counts.UNCONFIRMED
+    reason: str = ""
+    """Why the series cannot be analysed as it is; "" if it can."""
+    explanation: str = ""
+    waits: bool = False
+    """It may heal: held for the reason only after the longest wait."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What the sources of a study say, by series; a series that is not theirs is not here."""
+
+    verdicts: Mapping[str, Verdict]
+    to_come: int = 0
+    """Series that a source lists and of which nothing was fetched yet."""
+
+    @property
+    def waits(self) -> bool:
+        """Is the study to be given another quiet period?"""
+        return bool(self.reasons_to_wait)
+
+    @property
+    def reasons_to_wait(self) -> tuple[str, ...]:
+        """Each once."""
+        reasons = {verdict.reason for verdict in self.verdicts.values() if verdict.waits}
+        if self.to_come:
+            reasons.add(TO_COME)
+        return tuple(sorted(reasons))
+
+
+NOTHING_LISTED = Listing({})
+
+
+class Sources(Protocol):
+    """The peers that studies are fetched from (`node.follow.FollowedSources`)."""
+
+    def listing(self, study_instance_uid: str, series: Sequence[SeriesRow]) -> Listing:
+        """Ask the sources of a study about these series of it."""
+
+    def origin(self, series: SeriesRow) -> str:
+        """The peers that a series was, or is to be, fetched from; "" if it was only sent."""
 
 
 def query_peer(settings: Settings, study_instance_uid: str, wanted: Sequence[str]) -> PeerHolding:

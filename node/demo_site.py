@@ -198,7 +198,7 @@ class DemoSite:
                     "reserve_mb": 256,
                 },
             ),
-            ("[[peers]]", archive.model_dump()),
+            ("[[peers]]", archive.model_dump(exclude_defaults=True)),
             ("[[destinations]]", {"peer": archive.name, "research": True}),
             (
                 "[completeness]",

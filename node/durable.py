@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+SERVICE_LOCK = "service.lock"
+"""In a data directory: the service that runs on it holds an flock on this file."""
 PART_SUFFIX = ".part"
 """A name that ends so is unfinished work of a process that may be dead; nobody reads it."""
 

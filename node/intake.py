@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -33,8 +34,12 @@ from node.audit import Audit, AuditEvent
 from node.completeness import (
     INCOMPLETE,
     NOT_ASKED,
+    NOTHING_LISTED,
+    Listing,
     PeerHolding,
     QuietClock,
+    Sources,
+    Verdict,
     depends_on_slices,
     query_peer,
 )
@@ -83,6 +88,10 @@ def admission(settings: Settings) -> Admission:
     )
 
 
+class NoRoomError(OSError):
+    """The disk is below its reserve: nothing is fetched until there is room."""
+
+
 class Intake:
     """Takes objects from the listener, and closes studies that have fallen silent."""
 
@@ -97,6 +106,7 @@ class Intake:
         settings_digest: str,
         enqueue: Callable[[Job], None],
         clock: QuietClock | None = None,
+        sources: Sources | None = None,
     ) -> None:
         """Args beyond the plain ones.
 
@@ -109,6 +119,7 @@ class Intake:
             settings_digest: Of the settings that change a result.
             enqueue: Hands a job to the engine; called again for the same job, it does nothing.
             clock: Of the silence of studies.
+            sources: Knows what the peers list that studies are fetched from.
         """
         self._settings = settings
         self._ledger = ledger
@@ -118,6 +129,8 @@ class Intake:
         self._settings_digest = settings_digest
         self._enqueue = enqueue
         self._clock = clock or QuietClock()
+        self.sources = sources
+        """Set by whoever builds the node; a source needs an intake, too."""
         self._locks = [threading.Lock() for _ in range(_LOCKS)]
         self._sweeping = threading.Lock()
 
@@ -159,53 +172,80 @@ class Intake:
             received.sop_instance_uid,
             received.transfer_syntax_uid,
         )
-        if not self._has_room_for(received):
+        if not self._has_room_for(len(received.dataset)):
             return OUT_OF_RESOURCES
-        with self._locks[hash(identity.sop_instance_uid) % _LOCKS]:
-            self._keep(received, identity)
-        self._clock.touch(identity.study_instance_uid)
+        digest = dataset_digest(received.dataset)
+        self._keep(
+            received_instance(identity, digest, identity.path, received.calling_ae_title),
+            partial(self._spool.write, received),
+        )
         return SUCCESS
 
-    def _has_room_for(self, received: ReceivedObject) -> bool:
-        free_mb = (self._spool.free_bytes() - len(received.dataset)) // _MB
+    def take_fetched(
+        self, pieces: Iterable[bytes], sop_instance_uid: str, *, sender: str, size: int
+    ) -> None:
+        """Keep an object that we asked for, as if it had been sent: durable when this returns.
+
+        Args:
+            pieces: Of the file, as it comes in.
+            sop_instance_uid: What was asked for.
+            sender: AE title of the peer that it comes from.
+            size: Of the file, as far as it is known.
+
+        Raises:
+            RefusedObjectError: It cannot be kept, and asking again is of no use.
+            NoRoomError: The disk is below its reserve.
+            OSError, sqlite3.Error: The disk or the ledger is broken.
+        """
+        if not self._has_room_for(size):
+            raise NoRoomError("the disk is below its reserve")
+        arrival = self._spool.receive(pieces, sop_instance_uid, sender)
+        try:
+            identity = arrival.identity
+            self._keep(
+                received_instance(identity, arrival.digest, identity.path, sender),
+                partial(self._spool.adopt, arrival),
+            )
+        finally:
+            self._spool.discard(arrival)
+
+    def _has_room_for(self, size: int) -> bool:
+        free_mb = (self._spool.free_bytes() - size) // _MB
         reserve_mb = self._settings.node.reserve_mb
         if free_mb >= reserve_mb:
             return True
         log.error("store.refused", reason="disk-reserve", free_mb=free_mb, reserve_mb=reserve_mb)
         return False
 
-    def _keep(self, received: ReceivedObject, identity: Identity) -> None:
-        digest = dataset_digest(received.dataset)
-        known = self._ledger.instance(identity.sop_instance_uid)
-        if known is None:
-            # A file that lies there already is of a crash before its row: nobody was told of it.
-            self._spool.write(received, identity.path)
-            arrived = self._ledger.record(
-                received_instance(identity, digest, identity.path, received.calling_ae_title)
-            )
-            if arrived is not Recorded.NEW:
-                raise sqlite3.IntegrityError("an instance was recorded behind its own lock")
-        elif known.digest != digest:
-            self._set_aside(received, identity, digest, self._spool.folder / known.path)
-        elif not (self._spool.folder / known.path).is_file():
-            self._spool.write(received, known.path)
-            self._ledger.files_came_back(known.series_instance_uid)
+    def _keep(self, arrived: ReceivedInstance, place: Callable[[Path], None]) -> None:
+        """Record an object, once `place` has put it durably under the path that it is given."""
+        with self._locks[hash(arrived.sop_instance_uid) % _LOCKS]:
+            known = self._ledger.instance(arrived.sop_instance_uid)
+            if known is None:
+                # A file that lies there already is of a crash before its row: nobody was told.
+                place(arrived.path)
+                if self._ledger.record(arrived) is not Recorded.NEW:
+                    raise sqlite3.IntegrityError("an instance was recorded behind its own lock")
+            elif known.digest != arrived.digest:
+                self._set_aside(arrived, place, self._spool.folder / known.path)
+            elif not (self._spool.folder / known.path).is_file():
+                place(known.path)
+                self._ledger.files_came_back(known.series_instance_uid)
+        self._clock.touch(arrived.study_instance_uid)
 
     def _set_aside(
-        self, received: ReceivedObject, identity: Identity, digest: str, first: Path
+        self, arrived: ReceivedInstance, place: Callable[[Path], None], first: Path
     ) -> None:
-        path = self._spool.conflict_path(identity, digest)
-        self._spool.write(received, path)
+        path = self._spool.conflict_path(arrived.sop_instance_uid, arrived.digest)
+        place(path)
         if same_content(first, self._spool.folder / path):
             (self._spool.folder / path).unlink()
             return
-        self._ledger.record_conflict(
-            received_instance(identity, digest, path, received.calling_ae_title)
-        )
+        self._ledger.record_conflict(replace(arrived, path=path))
         log.error(
             "series.conflict",
-            study_uid=identity.study_instance_uid,
-            series_uid=identity.series_instance_uid,
+            study_uid=arrived.study_instance_uid,
+            series_uid=arrived.series_instance_uid,
             reason=CONFLICTING,
         )
 
@@ -249,6 +289,12 @@ class Intake:
             for row in receiving
             if depends_on_slices(decisions[row.series_instance_uid])
         ]
+        listing = NOTHING_LISTED
+        if self.sources is not None and open_questions:
+            in_question = [row for row in receiving if row.series_instance_uid in open_questions]
+            listing = self.sources.listing(study_uid, in_question)
+            # Where a series was fetched from is asked what belongs to it, and nobody else.
+            open_questions = [uid for uid in open_questions if uid not in listing.verdicts]
         holding = NOT_ASKED
         if ask:
             holding = query_peer(self._settings, study_uid, open_questions)
@@ -257,7 +303,9 @@ class Intake:
             for row in receiving
             if row.series_instance_uid in open_questions and holding.has_more(row)
         ]
-        if incomplete and not self._waited_enough(study_uid, incomplete, holding):
+        if (incomplete or listing.waits) and not self._waited_enough(
+            study_uid, incomplete, holding, listing
+        ):
             return [], True
         for row in receiving:
             uid = row.series_instance_uid
@@ -265,6 +313,8 @@ class Intake:
         for row in incomplete:
             uid = row.series_instance_uid
             decisions[uid] = _held_incomplete(decisions[uid], row, holding)
+        for uid, verdict in listing.verdicts.items():
+            decisions[uid] = _as_listed(decisions[uid], verdict)
         jobs = self._ledger.close_study(
             study_uid,
             decisions.values(),
@@ -280,7 +330,11 @@ class Intake:
         return jobs, holding.by_series is not None if asked else ask
 
     def _waited_enough(
-        self, study_uid: str, incomplete: Sequence[SeriesRow], holding: PeerHolding
+        self,
+        study_uid: str,
+        incomplete: Sequence[SeriesRow],
+        holding: PeerHolding,
+        listing: Listing,
     ) -> bool:
         waited_s = self._clock.incomplete_s(study_uid)
         if waited_s >= self._settings.completeness.longest_wait_s:
@@ -295,6 +349,10 @@ class Intake:
                 instances=row.instances,
                 count=(holding.by_series or {}).get(row.series_instance_uid, 0),
                 waited_s=round(waited_s, 1),
+            )
+        for reason in listing.reasons_to_wait:
+            log.info(
+                "study.waiting", study_uid=study_uid, reason=reason, waited_s=round(waited_s, 1)
             )
         return False
 
@@ -382,6 +440,9 @@ class Intake:
                 instances=row.instances,
                 job=row.job_id,
             )
+            origin = ""
+            if self.sources is not None:
+                origin = self.sources.origin(row)
             self._audit.append(
                 AuditEvent.RECEIVED,
                 study=study_uid,
@@ -390,6 +451,7 @@ class Intake:
                 calling_ae_title=row.calling_ae_title,
                 state=row.state.value,
                 reason=row.reason,
+                **({"source": origin} if origin else {}),
             )
 
     # --- starting and keeping house -----------------------------------------------------------
@@ -474,6 +536,14 @@ def _held(decision: SeriesDecision, reason: str, explanation: str) -> SeriesDeci
         rule="",  # the intake's own decision, whatever the selection says
         change="",
     )
+
+
+def _as_listed(decision: SeriesDecision, verdict: Verdict) -> SeriesDecision:
+    decision = replace(decision, counts=verdict.counts)
+    # A conflict or a lost file is the plainer reason.
+    if not verdict.reason or decision.outcome is Outcome.HELD:
+        return decision
+    return _held(decision, verdict.reason, verdict.explanation)
 
 
 def _held_incomplete(

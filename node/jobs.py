@@ -40,6 +40,10 @@ _ADVICE = {
     "Series Instance UID analyses this one as well.",
     MISSING_FILES: "Send the whole series again.",
     "incomplete": "Send the rest of the series; it is then decided again by itself.",
+    "source-unreachable": "It is decided again once its source answers. A source that is not "
+    "followed is asked by `flairnode fetch` with the Study Instance UID.",
+    "deleted-at-source": "It was deleted where it was fetched from, perhaps because it was wrong: "
+    "ask the archive. If it is stored there again, it is decided again by itself.",
     "destination-unreachable": "Nothing to do: it is sent once the destination answers a C-ECHO.",
     "destination-refused": "Ask the administrator of the destination why it refuses; then retry.",
     "no-destination": "Name a destination in the settings; then retry.",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -634,6 +634,15 @@ class Ledger:
             if row is not None and row.reason == MISSING_FILES:
                 state, now = SeriesState.RECEIVING, _now()
                 _move_series(db, now, series_instance_uid, state, "files-came-back", "")
+
+    def look_again(self, series_instance_uid: str, held_for: Collection[str], why: str) -> bool:
+        """Decide a series once more if it is held for one of these reasons; was it?"""
+        with self._transaction() as db:
+            row = self.series(series_instance_uid)
+            if row is None or row.state is not SeriesState.HELD or row.reason not in held_for:
+                return False
+            _move_series(db, _now(), series_instance_uid, SeriesState.RECEIVING, why, "")
+            return True
 
     def discardable(self, ended_before: datetime) -> list[SeriesRow]:
         """Delivered or skipped series that received nothing, and changed nothing, since then."""

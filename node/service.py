@@ -27,7 +27,9 @@ from config.settings import Settings
 from dicom.errors import StudyError
 from dicom.network.scp import StorageServer
 from node.audit import Audit
+from node.durable import SERVICE_LOCK
 from node.engine import Engine, FileIdentity, IdentityTakenError
+from node.follow import FollowedSources
 from node.intake import Intake, admission
 from node.ledger import Ledger
 from node.logs import configure_logging
@@ -156,15 +158,18 @@ class Node:
         results = ResultsFolder(data_dir)
         engine = Engine(settings, service_id(settings), WORKFLOW_VERSION)
         casework = Casework(settings, ledger, results, engine)
+        spool = Spool(data_dir / "spool")
+        audit = Audit(data_dir / "audit", site_key(data_dir))
         intake = Intake(
             settings,
             ledger,
-            Spool(data_dir / "spool"),
-            Audit(data_dir / "audit", site_key(data_dir)),
+            spool,
+            audit,
             pack_digest=model_digest,
             settings_digest=settings_digest(settings),
             enqueue=casework.submit,
         )
+        intake.sources = sources = FollowedSources(settings, ledger, spool, intake, audit)
         node = settings.node
         listener = StorageServer(
             node.bind_host, node.port, admission(settings), intake.on_store, intake.on_refusal
@@ -174,7 +179,7 @@ class Node:
         casework.reclaim({f"worker-{slot.index}" for slot in workers.slots})
         intake.reconcile()
         workers.tick()
-        timers = Timers(settings, ledger, results, engine, casework, intake)
+        timers = Timers(settings, ledger, results, engine, casework, intake, sources)
         timers.start()
         listener.start()
         log.info("service.ready", pid=os.getpid(), port=listener.port)
@@ -258,7 +263,7 @@ def serve(
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         configure_logging(site_key(data_dir))
         identity = FileIdentity(
-            data_dir / "service.lock",
+            data_dir / SERVICE_LOCK,
             wait_s=2.0,  # a predecessor that was killed may still be ending
             taken=f"a flairnode service runs on {data_dir} already",
         )

@@ -1,7 +1,8 @@
 """Received objects on disk: exactly the bytes that were sent, durable before anybody is told so.
 
 `spool/<StudyInstanceUID>/<SeriesInstanceUID>/<SOPInstanceUID>.dcm`; objects that contradict an
-earlier one lie in `spool/conflicts`. Files are 0600, directories 0700.
+earlier one lie in `spool/conflicts`, those that are being fetched in `spool/incoming`. Files are
+0600, directories 0700.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ import re
 import secrets
 import shutil
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from io import BytesIO
+from itertools import chain
 from pathlib import Path
+from typing import BinaryIO
 
 from pydicom import dcmread
 from pydicom.dataset import Dataset
@@ -28,9 +31,12 @@ from dicom.network.scp import ReceivedObject
 from node.durable import PART_SUFFIX, sync_directory
 
 CONFLICTS = "conflicts"
+INCOMING = "incoming"
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 _UID_LENGTH = 64
 _LAST_IDENTITY_TAG = Tag("SeriesInstanceUID")
+_LONGEST_HEAD = 1 << 16  # of file meta information; a real one has some hundred bytes
+_META_START = 144  # preamble, "DICM", and (0002,0000) itself, which counts from behind itself
 _IMPLEMENTATION_CLASS_UID = "2.25.204075155745473482069293061590640933257"
 """Of flairnode, in the file meta information that it writes."""
 
@@ -71,12 +77,26 @@ class SpooledFile:
     """Relative to the spool."""
 
 
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """An object that was fetched: whole and synchronised, but under no final name yet."""
+
+    part: Path
+    identity: Identity
+    digest: str
+
+
 class Spool:
     """The folder `data_dir/spool`. Safe to write from several threads."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         _make_directories(folder)
+
+    @property
+    def incoming(self) -> Path:
+        """For what is being fetched; emptied at each start."""
+        return self.folder / INCOMING
 
     def free_bytes(self) -> int:
         """Room left on the disk."""
@@ -98,6 +118,56 @@ class Spool:
             part.unlink(missing_ok=True)
             raise
 
+    def receive(self, pieces: Iterable[bytes], sop_instance_uid: str, sender: str) -> Arrival:
+        """Write a DICOM file as it comes in, piece by piece; `adopt` or `discard` it then.
+
+        The dataset is kept as it is; the file meta information is ours, with the sender.
+
+        Args:
+            pieces: Of the file, from its preamble on.
+            sop_instance_uid: Of the object that was asked for.
+            sender: AE title that is noted in the file.
+
+        Raises:
+            RefusedObjectError: It is no DICOM file, lacks a UID, or is another object.
+            OSError: The disk is full or broken.
+        """
+        _make_directories(self.incoming)
+        part = self.incoming / f"{secrets.token_hex(8)}{PART_SUFFIX}"
+        try:
+            return self._receive(iter(pieces), sop_instance_uid, sender, part)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+
+    def _receive(
+        self, pieces: Iterator[bytes], sop_instance_uid: str, sender: str, part: Path
+    ) -> Arrival:
+        head, rest = _split_head(pieces)
+        sop_class_uid, transfer_syntax_uid = _read_meta(head)
+        digest = hashlib.sha256()
+        descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w+b") as file:
+            file.write(_encoded_meta(sop_class_uid, sop_instance_uid, transfer_syntax_uid, sender))
+            for piece in chain((rest,), pieces):
+                digest.update(piece)
+                file.write(piece)
+            file.flush()
+            os.fsync(file.fileno())
+            file.seek(0)
+            header = _leading_elements(file)
+        return Arrival(part, _identity(header, sop_class_uid, sop_instance_uid), digest.hexdigest())
+
+    def adopt(self, arrival: Arrival, path: Path) -> None:
+        """Give what was received its final name: renamed, synchronised."""
+        final = self.folder / path
+        _make_directories(final.parent)
+        self._rename(arrival.part, final)
+
+    def discard(self, arrival: Arrival) -> None:
+        """Remove what was received and is not wanted; nothing happens once it was adopted."""
+        arrival.part.unlink(missing_ok=True)
+
     def _write_part(self, part: Path, sent: ReceivedObject) -> None:
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "wb") as file:
@@ -110,9 +180,9 @@ class Spool:
         part.rename(final)
         sync_directory(final.parent)
 
-    def conflict_path(self, identity: Identity, digest: str) -> Path:
+    def conflict_path(self, sop_instance_uid: str, digest: str) -> Path:
         """Where an object lies that contradicts an earlier one."""
-        return Path(CONFLICTS, f"{identity.sop_instance_uid}.{digest[:16]}.dcm")
+        return Path(CONFLICTS, f"{sop_instance_uid}.{digest[:16]}.dcm")
 
     def files(self) -> Iterator[Path]:
         """Every complete object, conflicts aside; relative to the spool."""
@@ -131,6 +201,7 @@ class Spool:
         parts = [*self.folder.rglob(f"*{PART_SUFFIX}")]
         for part in parts:
             part.unlink(missing_ok=True)
+        shutil.rmtree(self.incoming, ignore_errors=True)
         return len(parts)
 
     def describe(self, path: Path) -> SpooledFile:
@@ -175,7 +246,12 @@ def identify(
         RefusedObjectError: It cannot be read, lacks a UID, has one that is none, or is another
             object than the one announced.
     """
-    header = _leading_elements(dataset, sop_class_uid, sop_instance_uid, transfer_syntax_uid)
+    meta = _encoded_meta(sop_class_uid, sop_instance_uid, transfer_syntax_uid, "")
+    header = _leading_elements(BytesIO(meta + dataset))
+    return _identity(header, sop_class_uid, sop_instance_uid)
+
+
+def _identity(header: Dataset, sop_class_uid: str, sop_instance_uid: str) -> Identity:
     for keyword, announced in (
         ("SOPInstanceUID", sop_instance_uid),
         ("SOPClassUID", sop_class_uid),
@@ -219,18 +295,47 @@ def same_content(first: Path, second: Path) -> bool:
         return False
 
 
-def _leading_elements(
-    dataset: bytes, sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str
-) -> Dataset:
+def _leading_elements(file: BinaryIO) -> Dataset:
     def behind_the_identity(tag: BaseTag, _vr: str | None, _length: int) -> bool:
         return bool(tag > _LAST_IDENTITY_TAG)
 
-    meta = _encoded_meta(sop_class_uid, sop_instance_uid, transfer_syntax_uid, "")
     try:
-        return read_partial(BytesIO(meta + dataset), stop_when=behind_the_identity)
+        return read_partial(file, stop_when=behind_the_identity)
     except Exception as error:
         # A parser on hostile bytes raises anything; whichever it was, the object is unreadable.
         raise RefusedObjectError("unreadable", f"dataset: {type(error).__name__}") from error
+
+
+def _split_head(pieces: Iterator[bytes]) -> tuple[bytes, bytes]:
+    """Preamble and file meta information of a file, and what came with it of the dataset."""
+    content, wanted = b"", _META_START
+    while len(content) < wanted:
+        piece = next(pieces, b"")
+        if not piece:
+            raise RefusedObjectError("not-dicom", "the file ends before its dataset")
+        content += piece
+        if len(content) < _META_START:
+            continue
+        if content[128:132] != b"DICM":
+            raise RefusedObjectError("not-dicom", "no DICOM file: the prefix DICM is missing")
+        try:
+            wanted = _dataset_offset(content)
+        except ValueError as error:
+            raise RefusedObjectError("not-dicom", str(error)) from error
+        if wanted > _LONGEST_HEAD:
+            raise RefusedObjectError("not-dicom", "file meta information of an absurd length")
+    return content[:wanted], content[wanted:]
+
+
+def _read_meta(head: bytes) -> tuple[str, str]:
+    """SOP Class UID and Transfer Syntax UID of file meta information."""
+    try:
+        meta = dcmread(BytesIO(head), stop_before_pixels=True).file_meta
+        return str(meta.MediaStorageSOPClassUID), str(meta.TransferSyntaxUID)
+    except Exception as error:
+        # As above: a parser on hostile bytes raises anything.
+        message = f"file meta information: {type(error).__name__}"
+        raise RefusedObjectError("unreadable", message) from error
 
 
 def _file_meta(sent: ReceivedObject) -> bytes:

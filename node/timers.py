@@ -18,6 +18,7 @@ from apscheduler.schedulers.background import BackgroundScheduler
 from config.settings import Settings
 from dicom.network.scu import PeerError, echo
 from node.engine import Engine
+from node.follow import FollowedSources
 from node.intake import Intake
 from node.ledger import Job, Ledger, SeriesState
 from node.outcome import ResultsFolder
@@ -27,6 +28,7 @@ log = structlog.get_logger(__name__)
 
 RUNNING_LOOK_S = 1.0
 RESUME_S = 15.0
+REQUESTS_LOOK_S = 1.0
 HEARTBEAT_S = 60.0
 HOURLY_S = 3600.0
 STUCK_FACTOR = 3.0
@@ -44,6 +46,7 @@ class Timers:
         engine: Engine,
         casework: Casework,
         intake: Intake,
+        sources: FollowedSources | None = None,
     ) -> None:
         """Set up; nothing ticks before `start`.
 
@@ -54,6 +57,7 @@ class Timers:
             engine: For its history and its write-ahead log.
             casework: Does what is found to be owed.
             intake: Closes the studies that have become quiet.
+            sources: Fetches what is new at the peers that are followed, and what is asked for.
         """
         self._settings = settings
         self._ledger = ledger
@@ -61,6 +65,7 @@ class Timers:
         self._engine = engine
         self._casework = casework
         self._intake = intake
+        self._sources = sources
         self.answering: dict[str, bool] = {}
         """Peer -> did it answer the last C-ECHO."""
         self._alarmed: set[tuple[str, SeriesState]] = set()
@@ -87,7 +92,20 @@ class Timers:
             (self.checkpoint, HOURLY_S),
         ):
             self._scheduler.add_job(look, "interval", seconds=period_s)
+        self._look_at_sources()
         self._scheduler.start()
+
+    def _look_at_sources(self) -> None:
+        if self._sources is None:
+            return
+        self._scheduler.add_job(self._sources.serve_requests, "interval", seconds=REQUESTS_LOOK_S)
+        for follower in self._sources.followers:
+            self._scheduler.add_job(
+                follower.look,
+                "interval",
+                seconds=follower.source.poll_s,
+                next_run_time=datetime.now(UTC),  # what came while we were away
+            )
 
     def stop(self) -> None:
         """Tick no more; a look under way is not waited for."""

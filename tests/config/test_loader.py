@@ -39,6 +39,27 @@ def test_a_destination_without_a_peer_is_refused(tmp_path: Path) -> None:
         load_settings(written(tmp_path, '[[destinations]]\npeer = "pacs"\n'))
 
 
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ('[[sources]]\npeer = "pacs"\n', "no peer is named 'pacs'"),
+        (
+            '[[peers]]\nname = "pacs"\nae_title = "P"\nhost = "h"\nport = 104\n'
+            '[[sources]]\npeer = "pacs"\n',
+            "peer 'pacs' has no orthanc_url",
+        ),
+        (
+            '[[peers]]\nname = "pacs"\northanc_url = "http://h"\n'
+            '[[sources]]\npeer = "pacs"\n[[sources]]\npeer = "pacs"\n',
+            "sources: peers are doubled",
+        ),
+    ],
+)
+def test_a_source_that_cannot_be_followed_is_refused(tmp_path: Path, text: str, why: str) -> None:
+    with pytest.raises(SettingsError, match=why):
+        load_settings(written(tmp_path, text))
+
+
 def test_a_variable_overrides_one_key_and_leaves_its_neighbours(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -55,6 +55,8 @@ class NodeProcess:
     archives: Mapping[str, Orthanc]
     """Peer name -> archive; each is a research destination."""
     sections: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    follows: Sequence[str] = ()
+    """Names of archives that are followed, so that nothing has to be sent."""
     command: Sequence[str] = (sys.executable, str(STANDIN), "serve")
     port: int = field(default_factory=free_port)
     process: subprocess.Popen[bytes] | None = None
@@ -84,13 +86,22 @@ class NodeProcess:
         }
         for name, section in self.sections.items():
             base[name] = {**base.get(name, {}), **section}
-        peers = [
+        peers: list[dict[str, Any]] = [
             {"name": n, "ae_title": a.ae_title, "host": LOOPBACK, "port": a.dicom_port}
             for n, a in self.archives.items()
         ]
+        for peer in peers:
+            if peer["name"] in self.follows:
+                archive = self.archives[str(peer["name"])]
+                password = self.folder / f"{peer['name']}.password"
+                password.write_text(archive.password)
+                peer |= {"orthanc_url": archive.url, "user": archive.user}
+                peer |= {"password_file": str(password)}
+        sources = [{"peer": name, "poll_s": 0.2, "reconcile_every_s": 5.0} for name in self.follows]
         peers.append({"name": "scanner", "ae_title": SENDER, "host": LOOPBACK, "port": 1})
         destinations = [{"peer": name, "research": True} for name in self.archives]
-        self.config.write_text(toml(base, {"peers": peers, "destinations": destinations}))
+        lists = {"peers": peers, "destinations": destinations, "sources": sources}
+        self.config.write_text(toml(base, lists))
 
     def start(self, timeout_s: float = PATIENCE_S) -> None:
         self.folder.mkdir(exist_ok=True)

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 from pydicom import dcmread, dcmwrite
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian
 
-from node.spool import RefusedObjectError, Spool, identify, is_uid, same_content
+from node.spool import (
+    RefusedObjectError,
+    Spool,
+    dataset_digest,
+    identify,
+    is_uid,
+    same_content,
+)
 
 Make = Callable[..., Any]
 
@@ -113,3 +120,78 @@ def test_a_uid_is_always_one_plain_name(value: str) -> None:
     if is_uid(value):
         assert Path("spool", value).parent == Path("spool")
         assert not value.startswith(".")
+
+
+# --- what is fetched piece by piece --------------------------------------------------------------
+
+
+def pieces_of(content: bytes, size: int) -> Iterator[bytes]:
+    for start in range(0, len(content), size):
+        yield content[start : start + size]
+
+
+@pytest.mark.parametrize("size", [1, 7, 143, 1 << 20])
+@pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, DeflatedExplicitVRLittleEndian])
+def test_a_file_that_comes_in_pieces_is_kept_as_if_it_had_been_sent(
+    spool: Spool, make_flair_series: Make, sent: Make, tmp_path: Path, size: int, syntax: str
+) -> None:
+    dataset = dcmread(make_flair_series().paths[0])
+    dataset.file_meta.TransferSyntaxUID = syntax
+    path = tmp_path / "other.dcm"
+    dcmwrite(
+        path,
+        dataset,
+        implicit_vr=syntax == ImplicitVRLittleEndian,
+        little_endian=True,
+        force_encoding=True,
+    )
+    arrival = spool.receive(pieces_of(path.read_bytes(), size), dataset.SOPInstanceUID, "PACS")
+    received = sent(path, "PACS")
+    assert arrival.digest == dataset_digest(received.dataset)
+    assert arrival.identity.series_instance_uid == dataset.SeriesInstanceUID
+    spool.adopt(arrival, arrival.identity.path)
+    spool.write(received, Path("1.2", "1.3", "1.4.dcm"))
+    fetched = spool.folder / arrival.identity.path
+    assert fetched.read_bytes() == (spool.folder / "1.2" / "1.3" / "1.4.dcm").read_bytes()
+    assert fetched.stat().st_mode & 0o077 == 0
+    assert not list(spool.incoming.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda content: content[:100], "not-dicom"),
+        (lambda content: content[132:], "not-dicom"),
+        (lambda content: content[:200], "not-dicom"),
+        (lambda content: content[:140] + b"\xff\xff\xff\x7f" + content[144:], "not-dicom"),
+        (lambda content: b"<html>" + b" " * 500, "not-dicom"),
+    ],
+    ids=["short", "no preamble", "head cut off", "absurd head", "a web page"],
+)
+def test_what_is_no_object_leaves_nothing_behind(
+    spool: Spool, make_flair_series: Make, change: Callable[[bytes], bytes], reason: str
+) -> None:
+    path = make_flair_series().paths[0]
+    uid = dcmread(path).SOPInstanceUID
+    with pytest.raises(RefusedObjectError) as refused:
+        spool.adopt(spool.receive([change(path.read_bytes())], uid, "PACS"), Path("1/2/3.dcm"))
+    assert refused.value.reason == reason
+    assert not list(spool.incoming.iterdir())
+
+
+def test_another_object_than_the_one_asked_for_is_refused(
+    spool: Spool, make_flair_series: Make
+) -> None:
+    first, second = make_flair_series().paths[:2]
+    with pytest.raises(RefusedObjectError) as refused:
+        spool.receive([first.read_bytes()], dcmread(second).SOPInstanceUID, "PACS")
+    assert refused.value.reason == "does-not-match"
+
+
+def test_what_a_crash_left_of_a_fetch_is_removed(spool: Spool) -> None:
+    (spool.incoming / "fetch-1").mkdir(parents=True)
+    (spool.incoming / "fetch-1" / "1.2.3.dcm").write_bytes(b"half")
+    (spool.incoming / "00.part").write_bytes(b"half")
+    assert spool.remove_parts() == 1
+    assert not spool.incoming.exists()
+    assert not list(spool.files())
