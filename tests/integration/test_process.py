@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import pytest
 
 from dicom.series import read_series
 from dicom.volume import read_nifti, read_volume
+from tests.enhanced import write_enhanced
 
 FLAIRNODE = Path(sys.executable).with_name("flairnode")
 
@@ -85,6 +87,29 @@ def test_the_same_input_gives_the_same_bytes(
     again = process(study, "--output", tmp_path)
     for first, second in zip(once[0]["outputs"], again["outputs"], strict=True):
         assert Path(first["path"]).read_bytes() == Path(second["path"]).read_bytes()
+
+
+def test_the_same_study_as_one_enhanced_object_has_the_same_lesions(
+    study: Path, once: tuple[dict[str, Any], Path], tmp_path: Path
+) -> None:
+    classic = read_series(sorted(study.rglob("*.dcm")))
+    volume = read_volume(classic)
+    made = SimpleNamespace(
+        paths=[instance.path for instance in classic.instances],
+        sop_instance_uids=volume.sop_instance_uids,
+        voxels=volume.voxels,  # whole numbers: slope 1, intercept 0
+        series_instance_uid=classic.series_instance_uid,
+    )
+    write_enhanced(made, tmp_path / "enhanced", order=range(len(volume.voxels))[::-1])
+    report = process(tmp_path / "enhanced", "--output", tmp_path)
+    assert report["findings"] == once[0]["findings"]
+    assert report["quality"] == once[0]["quality"]
+    seg, classic_seg = (
+        pydicom.dcmread(next(o["path"] for o in r["outputs"] if o["kind"] == "seg"))
+        for r in (report, once[0])
+    )
+    assert seg.PixelData == classic_seg.PixelData
+    assert seg.SOPInstanceUID != classic_seg.SOPInstanceUID
 
 
 def test_every_object_says_that_it_is_research(once: tuple[dict[str, Any], Path]) -> None:

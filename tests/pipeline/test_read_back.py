@@ -17,6 +17,7 @@ from dicom.series import Series, read_series
 from pipeline.read_back import dice, read_back
 from pipeline.results import build_results
 from tests.conftest import FlairSeries
+from tests.enhanced import write_enhanced
 from tests.pipeline.analysed import analysed, no_lesions, pack, three_lesions
 
 
@@ -40,7 +41,10 @@ class Archived:
 
 
 def archived(written: FlairSeries, labels: np.ndarray) -> Archived:
-    series = read_series(sorted(written.folder.iterdir()))
+    return archived_series(read_series(sorted(written.folder.iterdir())), labels)
+
+
+def archived_series(series: Series, labels: np.ndarray) -> Archived:
     results = build_results(series, analysed(series, labels), pack(), {"mirroring_axes": []})
     uids = {one.sop_instance_uid for one in series.instances}
     return Archived(
@@ -186,3 +190,13 @@ def test_the_images_need_not_come_in_order(result: Archived, tmp_path: Path) -> 
     )
     read = read_back(reversed_series, result.contents, result.contents, result.held)
     assert np.array_equal(read.labels, three_lesions())
+
+
+def test_results_of_an_enhanced_object_are_read_back_by_frame(
+    make_flair_series: Callable[..., FlairSeries], tmp_path: Path
+) -> None:
+    series = write_enhanced(make_flair_series(), tmp_path / "e", order=range(10)[::-1])
+    enhanced = archived_series(series, three_lesions())
+    read = read_back(series, enhanced.contents, enhanced.contents, enhanced.held)
+    assert np.array_equal(read.labels, three_lesions())
+    assert read.volume.frame_numbers == tuple(range(10, 0, -1))
