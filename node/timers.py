@@ -16,7 +16,8 @@ import structlog
 from apscheduler.schedulers.background import BackgroundScheduler
 
 from config.settings import Settings
-from dicom.network.scu import PeerError, echo
+from dicom.network.scu import PeerError
+from node.delivery import courier
 from node.engine import Engine
 from node.follow import FollowedSources
 from node.intake import Intake
@@ -67,7 +68,7 @@ class Timers:
         self._intake = intake
         self._sources = sources
         self.answering: dict[str, bool] = {}
-        """Peer -> did it answer the last C-ECHO."""
+        """Peer -> did it answer the last C-ECHO, or its like over the web."""
         self._alarmed: set[tuple[str, SeriesState]] = set()
         # It warns of every tick that finds the one before still looking, which is harmless here.
         logging.getLogger("apscheduler.scheduler").setLevel(logging.ERROR)
@@ -122,7 +123,7 @@ class Timers:
                     self._casework.deliver_again(job_id, peer)
 
     def heartbeat(self) -> None:
-        """C-ECHO to every peer that we need; one that comes back is sent what waited for it."""
+        """Knock at every peer that we need; one that comes back is sent what waited for it."""
         needed = {destination.peer for destination in self._settings.destinations}
         if self._settings.completeness.query_peer is not None:
             needed.add(self._settings.completeness.query_peer)
@@ -167,11 +168,12 @@ class Timers:
 
     def _answers(self, peer: str) -> bool:
         try:
-            echo(
+            courier(
+                self._settings.protocol_of(peer),
                 self._settings.peer(peer),
-                calling_ae_title=self._settings.node.ae_title,
+                ae_title=self._settings.node.ae_title,
                 timeout_s=min(10.0, self._settings.delivery.timeout_s),
-            )
+            ).knock()
         except PeerError:
             self.answering[peer] = False
         else:

@@ -74,7 +74,12 @@ class StoreResult:
     @property
     def stored(self) -> bool:
         """Does the peer hold the object now?"""
-        return self.status in (SUCCESS, DUPLICATE) or self.status in _STORED_WITH_A_WARNING
+        return self.status in (SUCCESS, DUPLICATE) or self.coerced
+
+    @property
+    def coerced(self) -> bool:
+        """Did the peer store it with a warning: an element changed or dropped?"""
+        return self.status in _STORED_WITH_A_WARNING
 
 
 def echo(peer: Peer, *, calling_ae_title: str, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
@@ -167,7 +172,7 @@ def store(
         return ()
     # Send the bytes of the file, not a decoded and newly encoded copy of them.
     _config.STORE_SEND_CHUNKED_DATASET = True
-    headers = [_file_meta(path) for path in paths]
+    headers = [file_meta(path) for path in paths]
     wanted = sorted({(sop_class, syntax) for sop_class, syntax, _ in headers})
     if len(wanted) > MAXIMUM_CONTEXTS:
         raise ValueError(f"{len(wanted)} presentation contexts do not fit one association")
@@ -197,7 +202,12 @@ def _store_one(association: Association, path: Path, sop_instance_uid: str) -> S
     return StoreResult(path, sop_instance_uid, int(status), f"status 0x{int(status):04X}")
 
 
-def _file_meta(path: Path) -> tuple[str, str, str]:
+def file_meta(path: Path) -> tuple[str, str, str]:
+    """SOP Class, transfer syntax and SOP Instance UID of a file, from its meta information.
+
+    Raises:
+        ValueError: It is no DICOM file.
+    """
     try:
         meta = dcmread(path, stop_before_pixels=True, specific_tags=[]).file_meta
         return (
