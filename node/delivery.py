@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Protocol
 
@@ -18,6 +18,7 @@ from pydicom import dcmread
 from config.settings import Destination, Peer
 from config.settings import Protocol as Spoken
 from dicom.attributes import text
+from dicom.errors import StudyError
 from dicom.network.dicomweb import DicomWebClient
 from dicom.network.orthanc import OrthancInbox
 from dicom.network.scu import (
@@ -29,6 +30,7 @@ from dicom.network.scu import (
     find_instances,
     store,
 )
+from dicom.sent_copy import Wishes, sent_copy
 from node.outcome import ResultFile
 
 # PS3.4 B.2.3 and PS3.7 C: the peer may take the same object later. Any other refusal is of the
@@ -221,6 +223,8 @@ def deliver(
             take responsibility for them.
     """
     speaks = courier(destination.protocol, peer, ae_title=ae_title, timeout_s=timeout_s)
+    objects, unfit = outgoing(objects, destination)
+    refused = dict.fromkeys(unfit, ObjectState.REFUSED)
     try:
         there = _look(speaks, objects, destination)
         missing = [
@@ -233,14 +237,50 @@ def deliver(
             there = _look(speaks, objects, destination)
     except PeerError as error:
         state = _state_of(error)
-        return Delivered({one.sop_instance_uid: state for one in objects}, str(error))
+        return Delivered(refused | {one.sop_instance_uid: state for one in objects}, str(error))
     answers = {answer.sop_instance_uid: answer for answer in results}
     states = {
         one.sop_instance_uid: _state_after(answers.get(one.sop_instance_uid), one, there)
         for one in objects
     }
     coerced = frozenset(uid for uid, answer in answers.items() if answer.coerced)
-    return Delivered(states, _why(states, answers, peer), coerced)
+    why = next(iter(unfit.values()), "") or _why(states, answers, peer)
+    return Delivered(refused | states, why, coerced)
+
+
+def outgoing(
+    objects: Sequence[ResultFile], destination: Destination
+) -> tuple[list[ResultFile], Mapping[str, str]]:
+    """The files to send there, and why some cannot be, by SOP Instance UID.
+
+    The bytes that were built, unless the destination wants them listed otherwise: then copies in
+    a folder beside them. They are made anew at each attempt, and always come out the same.
+    """
+    if not destination.changes_something:
+        return list(objects), {}
+    files: list[ResultFile] = []
+    unfit: dict[str, str] = {}
+    for one in objects:
+        folder = one.path.parent / f"sent-{destination.peer}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        copy = folder / one.path.name
+        try:
+            copy.write_bytes(sent_copy(one.path.read_bytes(), _wishes(one, destination)))
+        except StudyError as error:
+            unfit[one.sop_instance_uid] = f"{destination.peer}: {error}"
+        else:
+            files.append(replace(one, path=copy))
+    return files, unfit
+
+
+def _wishes(one: ResultFile, destination: Destination) -> Wishes:
+    numbers = {str(kind): number for kind, number in destination.series_numbers.items()}
+    return Wishes(
+        series_number=numbers.get(one.kind),
+        series_number_offset=destination.series_number_offset,
+        series_description=destination.series_description,
+        specific_character_set=destination.specific_character_set,
+    )
 
 
 def _look(

@@ -74,6 +74,17 @@ class Counts(StrEnum):
     UNCONFIRMED = "unconfirmed"
 
 
+class Word(StrEnum):
+    """What a destination last said of committing to an object."""
+
+    ASKED = "asked"
+    """Nothing yet."""
+    NOT_TAKEN = "not-taken"
+    """The request did not reach it, or it refused to be asked."""
+    COMMITTED = "committed"
+    FAILED = "failed"
+
+
 class LedgerVersionError(Exception):
     """The tables are of another version of flairnode. They are left as they are."""
 
@@ -216,6 +227,16 @@ class Delivery:
     sop_instance_uid: str
     state: str
     updated_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Commitment:
+    """Where one object stands with Storage Commitment at one destination."""
+
+    word: Word
+    failure_reason: int
+    since: datetime
+    """Of the first request after the last failure."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -376,6 +397,23 @@ CREATE TABLE IF NOT EXISTS decisions (
 CREATE INDEX IF NOT EXISTS decisions_by_series ON decisions (series_instance_uid);
 """
 
+# Tables that came later and that an older flairnode leaves alone: no new schema version.
+_ADDED = """
+CREATE TABLE IF NOT EXISTS commitments (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    transaction_uid TEXT NOT NULL,
+    job_id TEXT NOT NULL REFERENCES jobs,
+    destination TEXT NOT NULL,
+    sop_instance_uid TEXT NOT NULL,
+    word TEXT NOT NULL,
+    failure_reason INTEGER NOT NULL DEFAULT 0,
+    requested_at TEXT NOT NULL,
+    reported_at TEXT NOT NULL DEFAULT '',
+    UNIQUE (transaction_uid, sop_instance_uid)
+) STRICT;
+CREATE INDEX IF NOT EXISTS commitments_by_job ON commitments (job_id, destination)
+"""
+
 
 class Ledger:
     """`data_dir/intake.sqlite`: safe from several threads, and from several processes.
@@ -425,7 +463,7 @@ class Ledger:
                     f"{self.path.name} has schema {version}; this flairnode knows {SCHEMA_VERSION}"
                 )
             db.execute(_REFUSALS)
-            for statement in _DECISIONS.split(";"):
+            for statement in (*_DECISIONS.split(";"), *_ADDED.split(";")):
                 db.execute(statement)
 
     def close(self) -> None:
@@ -1067,6 +1105,72 @@ class Ledger:
             )
         ]
 
+    # --- storage commitment ------------------------------------------------------------------
+
+    def ask_for_commitment(
+        self, transaction_uid: str, job_id: str, destination: str, sop_instance_uids: Iterable[str]
+    ) -> None:
+        """Remember a request before it is made: its report may come to a restarted node."""
+        with self._transaction() as db:
+            now = _now()
+            db.executemany(
+                "INSERT INTO commitments (transaction_uid, job_id, destination, sop_instance_uid,"
+                " word, requested_at) VALUES (?, ?, ?, ?, ?, ?)",
+                [
+                    (transaction_uid, job_id, destination, uid, Word.ASKED, now)
+                    for uid in sop_instance_uids
+                ],
+            )
+
+    def commitment_not_taken(self, transaction_uid: str) -> None:
+        """The peer did not take the request; a report that comes all the same is still known."""
+        with self._transaction() as db:
+            db.execute(
+                "UPDATE commitments SET word = ? WHERE transaction_uid = ? AND word = ?",
+                (Word.NOT_TAKEN, transaction_uid, Word.ASKED),
+            )
+
+    def record_commitment(
+        self, transaction_uid: str, committed: Iterable[str], failed: Mapping[str, int]
+    ) -> tuple[str, str] | None:
+        """Enter a report; the same report once more changes nothing.
+
+        Returns:
+            Job and destination, or None where nobody asked for this transaction.
+        """
+        words = [(Word.COMMITTED, 0, uid) for uid in committed]
+        words += [(Word.FAILED, reason, uid) for uid, reason in failed.items()]
+        with self._transaction() as db:
+            asked = db.execute(
+                "SELECT job_id, destination FROM commitments WHERE transaction_uid = ?",
+                (transaction_uid,),
+            ).fetchone()
+            if asked is None:
+                return None
+            now = _now()
+            db.executemany(
+                "UPDATE commitments SET word = ?, failure_reason = ?, reported_at = ?"
+                " WHERE transaction_uid = ? AND sop_instance_uid = ?",
+                [(word, reason, now, transaction_uid, uid) for word, reason, uid in words],
+            )
+            return str(asked["job_id"]), str(asked["destination"])
+
+    def commitments(self, job_id: str, destination: str) -> dict[str, Commitment]:
+        """By SOP Instance UID, for every object that commitment was ever asked for."""
+        found: dict[str, Commitment] = {}
+        for row in self._rows(
+            "SELECT * FROM commitments WHERE job_id = ? AND destination = ? ORDER BY number",
+            (job_id, destination),
+        ):
+            uid, word = row["sop_instance_uid"], Word(row["word"])
+            before = found.get(uid)
+            begun = before is not None and before.word is not Word.FAILED
+            since = before.since if before and begun else _moment(row["requested_at"])
+            if before and begun and before.word is Word.COMMITTED and word is not Word.FAILED:
+                word = Word.COMMITTED  # a request that crossed the report of an earlier one
+            found[uid] = Commitment(word, row["failure_reason"], since)
+        return found
+
     # --- the operator ------------------------------------------------------------------------
 
     def retry(self, job_id: str) -> Job:
@@ -1201,6 +1305,10 @@ class Ledger:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat()
+
+
+def _moment(stored: str) -> datetime:
+    return datetime.fromisoformat(stored)
 
 
 def _marks(values: Sequence[object]) -> str:

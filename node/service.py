@@ -172,7 +172,12 @@ class Node:
         intake.sources = sources = FollowedSources(settings, ledger, spool, intake, audit)
         node = settings.node
         listener = StorageServer(
-            node.bind_host, node.port, admission(settings), intake.on_store, intake.on_refusal
+            node.bind_host,
+            node.port,
+            admission(settings),
+            intake.on_store,
+            intake.on_refusal,
+            casework.take_report,
         )
         deliveries = [delivery_queue(destination) for destination in settings.destinations]
         engine.launch([SERIES, *deliveries], know=[ANALYSIS])

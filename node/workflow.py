@@ -29,6 +29,9 @@ from dbos import error as dbos_error
 
 from config.settings import Destination, Settings
 from dicom.errors import Outcome
+from dicom.network.commitment import CommitmentReport
+from dicom.network.scp import SUCCESS
+from node.commitment import Commitments
 from node.delivery import ARRIVED, Delivered, ObjectState, deliver, wanted
 from node.engine import ACTIVE, Engine, WorkQueue
 from node.ledger import ENDS, UNFINISHED, Job, Ledger, SeriesState, UnknownJobError
@@ -116,6 +119,7 @@ class Casework(DBOSConfiguredInstance):
         self._engine = engine
         self._analysis = analysis or Analysis()
         self._settling = threading.Lock()
+        self._commitments = Commitments(settings, ledger)
 
     # --- the story ---------------------------------------------------------------------------
 
@@ -190,12 +194,18 @@ class Casework(DBOSConfiguredInstance):
         destination = self._destination(peer)
         if result is None or destination is None or self._is_void(job):
             return VOID
+        objects = wanted(result.objects, destination)
+        lost = self._commitments.lost(job_id, destination)
         delivered = deliver(
-            wanted(result.objects, destination),
+            objects,
             destination,
             self._settings.peer(peer),
             ae_title=self._settings.node.ae_title,
             timeout_s=self._settings.delivery.timeout_s,
+            again=lost,
+        )
+        delivered = self._commitments.follow(
+            job_id, objects, destination, self._settings.peer(peer), delivered, lost
         )
         for uid, state in delivered.states.items():
             self._ledger.record_delivery(job_id, peer, uid, state)
@@ -293,6 +303,33 @@ class Casework(DBOSConfiguredInstance):
             delivery_queue(destination).name, name, ROUTINE, self.delivery, job_id, peer
         )
 
+    def take_report(self, report: CommitmentReport) -> int:
+        """A destination reports what it commits to; the status to answer with.
+
+        It may come while attempts go on, or long after: what it could not commit to is then sent
+        again, and a job that was delivered is no longer.
+        """
+        reported = self._commitments.take(report)
+        if reported is None:
+            return SUCCESS  # nobody here asked; asking again would not help the peer
+        job_id, peer = reported.job_id, reported.destination
+        lost = [uid for uid, state in reported.states.items() if state is ObjectState.TRYING]
+        name = _delivery_id(self._ledger.job(job_id).workflow_id, peer)
+        going_on = self._engine.states(name).get(name) in ACTIVE
+        with self._settling:
+            if not going_on:
+                for uid in lost:
+                    self._ledger.record_delivery(job_id, peer, uid, ObjectState.UNREACHABLE)
+            job, result = self._ledger.job(job_id), self._results.read(job_id)
+            settled = job.state in (SeriesState.DELIVERING, SeriesState.HELD) or (
+                job.state is SeriesState.DELIVERED and not job.reason
+            )
+            if settled and result is not None and not self._ledger.is_superseded(job_id):
+                self._settle_deliveries(job_id, result)
+        if lost and not going_on and self._ledger.job(job_id).state is SeriesState.HELD:
+            self.deliver_again(job_id, peer)
+        return SUCCESS
+
     def reclaim(self, executors: set[str]) -> None:
         """At start: work that no process of this node would ever take up again."""
         others = self._engine.forget_other_versions()
@@ -355,7 +392,7 @@ class Casework(DBOSConfiguredInstance):
             for one in self._ledger.deliveries(job_id)
         }
         refused, unreachable, pending = [], [], False
-        unconfirmed = []
+        unconfirmed, listed = [], []
         for destination in self._destinations(result):
             states = {
                 known.get((destination.peer, one.sop_instance_uid))
@@ -369,6 +406,8 @@ class Casework(DBOSConfiguredInstance):
                 pending = True
             elif ObjectState.UNCONFIRMED in states:
                 unconfirmed.append(destination.peer)
+            elif destination.confirm == "commitment" and ObjectState.CONFIRMED in states:
+                listed.append(destination.peer)
         if pending:
             return self._ledger.job(job_id).state.value
         if result.outcome is Outcome.NOT_ANALYSED:
@@ -381,6 +420,9 @@ class Casework(DBOSConfiguredInstance):
             explanation = f"will not take it: {', '.join(refused)}"
             return self._end(job_id, Outcome.HELD, REFUSED_BY_DESTINATION, explanation)
         explanation = f"not confirmed by query: {', '.join(unconfirmed)}" if unconfirmed else ""
+        if listed:
+            without = f"no report of commitment, confirmed by query: {', '.join(listed)}"
+            explanation = f"{explanation}; {without}" if explanation else without
         return self._end(job_id, Outcome.DELIVERED, "", explanation)
 
     def _end(self, job_id: str, outcome: Outcome, reason: str = "", explanation: str = "") -> str:
@@ -390,6 +432,8 @@ class Casework(DBOSConfiguredInstance):
 
 
 def _answer(job_id: str, peer: str, delivered: Delivered) -> str:
+    if delivered.coerced:
+        log.warning("delivery.coerced", job=job_id, peer=peer, objects=len(delivered.coerced))
     if delivered.arrived:
         log.info("delivery.arrived", job=job_id, peer=peer, objects=len(delivered.states))
         return DONE

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+from pydicom import dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, Comprehensive3DSRStorage, ExplicitVRLittleEndian
 
@@ -175,3 +176,33 @@ def test_a_password_that_cannot_be_read_is_put_right_and_tried_again(
     delivered = deliver([report(tmp_path)], destination, peer, ae_title="US", timeout_s=5.0)
     assert only_state(delivered) is ObjectState.TRYING
     assert "FLAIRNODE_PASSWORD_MY_PACS" in delivered.message
+
+
+def test_a_destination_gets_its_own_numbers_and_the_result_stays_as_it_was(tmp_path: Path) -> None:
+    one = report(tmp_path)
+    before = one.path.read_bytes()
+    destination = Destination(
+        peer="standin", protocol="orthanc-rest", series_numbers={"sr": 12}, series_number_offset=5
+    )
+    with web_peer(answers := Answers()) as peer:
+        assert deliver([one], destination, peer, ae_title="US", timeout_s=5.0).arrived
+    assert answers.given == [one.sop_instance_uid]
+    assert one.path.read_bytes() == before
+    sent = dcmread(tmp_path / "sent-standin" / one.path.name)
+    assert (sent.SeriesNumber, sent.SOPInstanceUID) == (12, one.sop_instance_uid)
+
+
+def test_an_object_that_does_not_fit_is_refused_there_and_the_others_go(tmp_path: Path) -> None:
+    fits, does_not = report(tmp_path, 1), report(tmp_path, 2)
+    dataset = dcmread(does_not.path)
+    dataset.SpecificCharacterSet, dataset.PatientName = "ISO_IR 192", "Ω^Ω"
+    dataset.save_as(does_not.path)
+    destination = Destination(peer="standin", specific_character_set="ISO_IR 100")
+    with dimse_peer(answers := Answers()) as peer:
+        delivered = deliver([fits, does_not], destination, peer, ae_title="US", timeout_s=5.0)
+    assert answers.given == [fits.sop_instance_uid]
+    assert delivered.states == {
+        fits.sop_instance_uid: ObjectState.CONFIRMED,
+        does_not.sop_instance_uid: ObjectState.REFUSED,
+    }
+    assert delivered.message == "standin: PatientName does not fit ISO_IR 100"
