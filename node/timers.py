@@ -23,6 +23,7 @@ from node.follow import FollowedSources
 from node.intake import Intake
 from node.ledger import Job, Ledger, SeriesState
 from node.outcome import ResultsFolder
+from node.rejections import Rejections
 from node.workflow import Casework
 
 log = structlog.get_logger(__name__)
@@ -48,6 +49,7 @@ class Timers:
         casework: Casework,
         intake: Intake,
         sources: FollowedSources | None = None,
+        rejections: Rejections | None = None,
     ) -> None:
         """Set up; nothing ticks before `start`.
 
@@ -59,6 +61,7 @@ class Timers:
             casework: Does what is found to be owed.
             intake: Closes the studies that have become quiet.
             sources: Fetches what is new at the peers that are followed, and what is asked for.
+            rejections: Brings the notes of a recall to their destinations.
         """
         self._settings = settings
         self._ledger = ledger
@@ -67,6 +70,7 @@ class Timers:
         self._casework = casework
         self._intake = intake
         self._sources = sources
+        self._rejections = rejections
         self.answering: dict[str, bool] = {}
         """Peer -> did it answer the last C-ECHO, or its like over the web."""
         self._alarmed: set[tuple[str, SeriesState]] = set()
@@ -94,6 +98,8 @@ class Timers:
         ):
             self._scheduler.add_job(look, "interval", seconds=period_s)
         self._look_at_sources()
+        if self._rejections is not None:
+            self._scheduler.add_job(self._rejections.resume, "interval", seconds=RESUME_S)
         self._scheduler.start()
 
     def _look_at_sources(self) -> None:

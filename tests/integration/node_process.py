@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from node.archive import LOOPBACK, free_port
+from node.archive import LOOPBACK, Orthanc, free_port
 from node.ledger import ENDS, Ledger, SeriesState
 
 STANDIN = Path(__file__).with_name("standin.py")

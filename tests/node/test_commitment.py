@@ -32,6 +32,7 @@ from node.workflow import (
     Casework,
     delivery_queue,
 )
+from tests.node.registry import forget_services
 from tests.node.standins import Committing, committing_peer
 from tests.node.test_workflow import Bench
 
@@ -47,6 +48,7 @@ def standin() -> Committing:
 
 @pytest.fixture(scope="module")
 def whole_bench(tmp_path_factory: pytest.TempPathFactory, standin: Committing) -> Iterator[Bench]:
+    forget_services()
     folder = tmp_path_factory.mktemp("commitment")
     with committing_peer(standin) as peer:
         settings = Settings(
