@@ -7,6 +7,7 @@ unknown key is an error that names the key. Secrets come from files or variables
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
@@ -20,6 +21,19 @@ __all__ = ["SelectionSettings"]  # beside what is defined here
 AeTitle = Annotated[str, Field(min_length=1, max_length=16, pattern=r"^[^\\\x00-\x1f]+$")]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Protocol = Literal["c-store", "stow-rs", "orthanc-rest"]
+CharacterSet = Literal[
+    "ISO_IR 100",
+    "ISO_IR 101",
+    "ISO_IR 109",
+    "ISO_IR 110",
+    "ISO_IR 126",
+    "ISO_IR 127",
+    "ISO_IR 138",
+    "ISO_IR 144",
+    "ISO_IR 148",
+    "ISO_IR 192",
+]
+"""PS3.3 C.12.1.1.2, those of one byte and UTF-8: what a PACS without code extensions reads."""
 ResultKind = Literal["seg", "sr", "key-image", "pdf", "note", "probability"]
 """`note`: that a FLAIR was not analysed, and why."""
 DEFAULT_KINDS: tuple[ResultKind, ...] = ("seg", "sr", "key-image", "pdf")
@@ -159,14 +173,44 @@ class Destination(Section):
     """Where results go: a peer, and what it takes."""
 
     peer: str
+    protocol: Protocol = "c-store"
+    """`stow-rs` needs the peer's `dicomweb_url`, `orthanc-rest` its `orthanc_url`."""
     kinds: tuple[ResultKind, ...] = (*DEFAULT_KINDS, "note")
     """Leave out what a PACS refuses: a refused object holds the delivery until somebody looks.
     `probability` is sent only if it is named here. Without `note` nothing tells a reader there why
     no result came."""
     research: bool = False
     """A pack of status `research` is sent only to destinations that say so."""
-    confirm: Literal["query", "none"] = "query"
-    """`query`: delivered means that a C-FIND found every object. `none` marks it unconfirmed."""
+    confirm: Literal["query", "commitment", "none"] = "query"
+    """`query`: delivered means that the peer lists every object (C-FIND, QIDO-RS or REST).
+    `commitment`: that it took responsibility for them (Storage Commitment, PS3.4 J); its report
+    comes to our listener. `none` marks it unconfirmed."""
+    series_numbers: Mapping[ResultKind, Annotated[int, Field(ge=0, le=2**31 - 1)]] = {}
+    """Series Number by kind, where a hanging protocol or a rule of the PACS wants another."""
+    series_number_offset: int = 0
+    """Added to the Series Number of every other kind."""
+    series_description: Annotated[str, Field(max_length=64)] = "{description}"
+    """Of what is sent there: `AI {description}`. Ours stays in it: it may say that it is research.
+    """
+    specific_character_set: CharacterSet | None = None
+    """For a PACS that reads no UTF-8. What does not fit is refused there, not mangled."""
+
+    @model_validator(mode="after")
+    def _keeps_our_description(self) -> Self:
+        rest = self.series_description.replace("{description}", "", 1)
+        if rest == self.series_description or "{" in rest or "}" in rest or "\\" in rest:
+            raise ValueError("series_description must hold {description} once, and no other braces")
+        return self
+
+    @property
+    def changes_something(self) -> bool:
+        """Is what is sent there another file than what was built?"""
+        return bool(
+            self.series_numbers
+            or self.series_number_offset
+            or self.specific_character_set is not None
+            or self.series_description != "{description}"
+        )
 
 
 class CompletenessSettings(Section):
@@ -237,6 +281,8 @@ class DeliverySettings(Section):
     backoff: Annotated[float, Field(ge=1)] = 2.0
     """Pause = first pause x backoff^n: 8 attempts span about 10 minutes."""
     timeout_s: Annotated[float, Field(gt=0)] = 30.0
+    commitment_timeout_s: Annotated[float, Field(gt=0)] = 300.0
+    """After this long without a report of Storage Commitment, the peer's own list decides."""
     retry_held_every_s: Annotated[float, Field(gt=0)] = 900.0
     """A timer tries held deliveries again once the destination answers a C-ECHO."""
 
@@ -310,6 +356,50 @@ class Settings(Section):
                 raise ValueError(f"sources: peer {name!r} has no orthanc_url")
         return self
 
+    @model_validator(mode="after")
+    def _peers_can_be_reached_as_said(self) -> Settings:
+        asked = self.completeness.query_peer
+        if asked is not None and not self.peer(asked).speaks_dimse:
+            raise ValueError(
+                f"completeness.query_peer: peer {asked!r} has no ae_title, host and port"
+            )
+        taken: set[str] = set()
+        for destination in self.destinations:
+            where = f"destinations: {destination.peer!r}"
+            if destination.peer in taken:
+                raise ValueError(f"{where} is named twice; one entry lists all its kinds")
+            taken.add(destination.peer)
+            self._check_protocol(destination, where)
+            if destination.confirm == "commitment":
+                self._check_commitment(destination, where)
+        return self
+
+    def _check_protocol(self, destination: Destination, where: str) -> None:
+        peer = self.peer(destination.peer)
+        needs = {
+            "c-store": ("ae_title, host and port", peer.speaks_dimse),
+            "stow-rs": ("dicomweb_url", peer.dicomweb_url is not None),
+            "orthanc-rest": ("orthanc_url", peer.orthanc_url is not None),
+        }
+        what, given = needs[destination.protocol]
+        if not given:
+            raise ValueError(f"{where}: protocol {destination.protocol!r} needs the peer's {what}")
+
+    def _check_commitment(self, destination: Destination, where: str) -> None:
+        peer, titles = self.peer(destination.peer), self.security.calling_ae_titles
+        if not peer.speaks_dimse:
+            raise ValueError(f"{where}: commitment needs the peer's ae_title, host and port")
+        if titles and peer.ae_title.strip() not in {title.strip() for title in titles}:
+            raise ValueError(
+                f"{where}: its report of commitment would be turned away; "
+                f"security.calling_ae_titles must name {peer.ae_title!r}"
+            )
+
     def peer(self, name: str) -> Peer:
         """The peer of that name; `Settings` made sure at load that it exists."""
         return next(peer for peer in self.peers if peer.name == name)
+
+    def protocol_of(self, name: str) -> Protocol:
+        """How that peer is spoken with: as its destination says, else over DIMSE."""
+        spoken = (one.protocol for one in self.destinations if one.peer == name)
+        return next(spoken, "c-store")

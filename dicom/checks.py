@@ -34,6 +34,7 @@ from dicom.identity import DESCRIPTION, IDENTITY, MANUFACTURER, UTF_8
 from dicom.note import Note
 from dicom.outline import Footprint, footprints
 from dicom.probability_map import Probability
+from dicom.reference import DocumentReference
 from dicom.secondary_capture import Capture
 from dicom.seg import Labels, RegionOfInterest
 from dicom.sr import MeasuredRegion, Quantity, Report
@@ -325,6 +326,35 @@ def check_probability_map(
             _fail(f"the map differs from the probabilities on slice {index}")
         seen.add(index)
     _require(len(seen) == grid.shape[0], "the map leaves slices out")
+
+
+def check_predecessor(sr: Dataset, predecessor: DocumentReference | None) -> None:
+    """The report names the one that it replaces, and none where there is none.
+
+    Raises:
+        ResultCheckError: It does not, or names itself.
+    """
+    named = [
+        DocumentReference(
+            str(study.StudyInstanceUID),
+            str(series.SeriesInstanceUID),
+            str(one.ReferencedSOPClassUID),
+            str(one.ReferencedSOPInstanceUID),
+        )
+        for study in sr.get("PredecessorDocumentsSequence") or ()
+        for series in study.ReferencedSeriesSequence
+        for one in series.ReferencedSOPSequence
+    ]
+    wanted = [] if predecessor is None else [predecessor]
+    _require(named == wanted, f"the report names {len(named)} predecessors of {len(wanted)}")
+    _require(
+        all(
+            one.sop_instance_uid != sr.SOPInstanceUID
+            and one.study_instance_uid == sr.StudyInstanceUID
+            for one in named
+        ),
+        "the report replaces itself, or one of another study",
+    )
 
 
 # --- Segmentation ------------------------------------------------------------------------------

@@ -79,3 +79,8 @@ QUALITY_NOT_MET: Final = Code(
     "111236", "DCM", "Usable - Does not meet the quality control standard"
 )
 """CID 6044. The standard is ours (`pipeline.quality`)."""
+
+# --- withdrawn again
+REJECTED_FOR_QUALITY: Final = Code("113001", "DCM", "Rejected for Quality Reasons")
+REJECTED_FOR_PATIENT_SAFETY: Final = Code("113037", "DCM", "Rejected for Patient Safety Reasons")
+"""CID 7011 and 7010, Key Object Selection Document Title (IHE IOCM)."""

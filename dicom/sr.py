@@ -24,6 +24,7 @@ from dicom import codes
 from dicom.frames import frame_number
 from dicom.identity import MANUFACTURER, UTF_8
 from dicom.outline import Footprint, footprints
+from dicom.reference import DocumentReference
 from dicom.seg import Algorithm, Labels, ObjectIdentity, RegionOfInterest, building, dated_bytes
 
 
@@ -78,6 +79,7 @@ def build_sr(
     seg: Dataset | None,
     report: Report,
     identity: ObjectIdentity,
+    predecessor: DocumentReference | None = None,
 ) -> bytes:
     """An unverified, preliminary report on images and, if there is one, a Segmentation, as a file.
 
@@ -87,6 +89,7 @@ def build_sr(
         seg: The Segmentation of these labels; None when there is no region.
         report: What it says.
         identity: UIDs, series and dates.
+        predecessor: An earlier report that this one replaces.
 
     Returns:
         The bytes, and not highdicom's object, which shares elements with `sources`.
@@ -137,7 +140,20 @@ def build_sr(
             specific_character_set=UTF_8,
         )
         built.ContentSequence = content
+        if predecessor is not None:
+            built.PredecessorDocumentsSequence = [_hierarchical(predecessor)]
         return dated_bytes(built, identity)
+
+
+def _hierarchical(reference: DocumentReference) -> Dataset:
+    instance, series, study = Dataset(), Dataset(), Dataset()
+    instance.ReferencedSOPClassUID = reference.sop_class_uid
+    instance.ReferencedSOPInstanceUID = reference.sop_instance_uid
+    series.SeriesInstanceUID = reference.series_instance_uid
+    series.ReferencedSOPSequence = [instance]
+    study.StudyInstanceUID = reference.study_instance_uid
+    study.ReferencedSeriesSequence = [series]
+    return study
 
 
 def _observer(report: Report) -> hd.sr.ObserverContext:

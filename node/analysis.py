@@ -12,6 +12,7 @@ from typing import Any
 
 from config.settings import DEFAULT_KINDS, PipelineSettings, Settings
 from dicom.errors import InconsistentSeriesError, Outcome, StudyError
+from dicom.reference import DocumentReference
 from dicom.series import read_series, read_study
 from dicom.volume import Volume, read_nifti, read_volume, write_nifti
 from node.durable import write_durably
@@ -82,6 +83,7 @@ def analyse_series(
     extract: Extract = strip_skull,
     save_volumes: bool = False,
     on_stage: OnStage | None = None,
+    predecessor: DocumentReference | None = None,
 ) -> AnalysisOutcome:
     """Analyse the files of one series and write the result objects.
 
@@ -97,6 +99,7 @@ def analyse_series(
         extract: The skull strip that the site configured.
         save_volumes: Also write brain, probability and lesions as NIfTI.
         on_stage: Called with the name of each stage as it begins.
+        predecessor: The report of an earlier result, which this one replaces.
     """
     stage = Stopwatch(on_stage)
     report: dict[str, Any] = {"series_instance_uid": None, "model": _model(pack)}
@@ -116,7 +119,7 @@ def analyse_series(
         if refused := _refused_for_quality(analysis, report):
             return _with_note(refused, paths, pack, output, analysis)
         with stage("results"):
-            objects = build_results(series, analysis, pack, ensemble.settings(), kinds)
+            objects = build_results(series, analysis, pack, ensemble.settings(), kinds, predecessor)
             outputs = tuple(_write(one, output) for one in objects)
             if save_volumes:
                 _save_volumes(analysis, output)

@@ -38,6 +38,7 @@ class AuditEvent(StrEnum):
     SENT = "sent"
     REFUSED = "refused"
     OPERATOR = "operator"
+    RECALLED = "recalled"
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,13 +13,15 @@ from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from config.loader import load_settings
-from config.settings import Peer, Settings, Source
+from config.settings import Peer, Protocol, Settings, Source
 from dicom.errors import StudyError
 from dicom.network.orthanc_source import OrthancSource
-from dicom.network.scu import PeerError, echo
+from dicom.network.scu import PeerError
 from node.cli import EXIT_DONE, EXIT_FAILED
+from node.delivery import courier
 from node.sources import SOURCES_FILE, SourceBook, Standing
 from pipeline.model_pack import find_pack, load_pack
 
@@ -60,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
         check_destinations(settings),
         check_model(settings),
         check_brain(settings),
-        *(check_peer(peer, settings) for peer in settings.peers),
+        *(finding for peer in settings.peers for finding in check_peer(peer, settings)),
         *(check_source(source, settings) for source in settings.sources),
     ]
     if not arguments.no_self_test:
@@ -148,18 +150,42 @@ def check_brain(settings: Settings) -> Finding:
     return Finding("brain", status.ok, status.text)
 
 
-def check_peer(peer: Peer, settings: Settings) -> Finding:
-    """Does it answer a C-ECHO?"""
-    name = f"peer {peer.name}"
+def check_peer(peer: Peer, settings: Settings) -> list[Finding]:
+    """Does it answer in every way that it is configured to be spoken with?"""
+    ways: list[tuple[str, Protocol, str]] = []
+    if peer.speaks_dimse:
+        ways.append(("C-ECHO", "c-store", f"{peer.ae_title} at {peer.host}:{peer.port}"))
+    if peer.dicomweb_url is not None:
+        ways.append(("QIDO-RS", "stow-rs", peer.dicomweb_url))
+    if peer.orthanc_url is not None:
+        ways.append(("REST /system", "orthanc-rest", peer.orthanc_url))
+    return [_knock(peer, settings, *way) for way in ways]
+
+
+def _knock(peer: Peer, settings: Settings, service: str, protocol: Protocol, at: str) -> Finding:
+    name = f"peer {peer.name}" + ("" if protocol == "c-store" else f", {service}")
+    speaks = courier(
+        protocol,
+        peer,
+        ae_title=settings.node.ae_title,
+        timeout_s=settings.delivery.timeout_s,
+    )
     try:
-        echo(
-            peer,
-            calling_ae_title=settings.node.ae_title,
-            timeout_s=settings.delivery.timeout_s,
-        )
+        speaks.knock()
     except PeerError as error:
         return Finding(name, False, str(error))
-    return Finding(name, True, f"{peer.ae_title} at {peer.host}:{peer.port} answers C-ECHO")
+    return Finding(name, True, f"{at} answers {service}{_in_the_clear(peer, at)}")
+
+
+def _in_the_clear(peer: Peer, at: str) -> str:
+    """What an administrator should know of a connection that works."""
+    parts = urlsplit(at)
+    if parts.scheme == "https":
+        return "" if peer.verify_tls else "; its certificate is not checked (verify_tls = false)"
+    here = parts.hostname in ("localhost", "127.0.0.1", "::1")
+    if parts.scheme == "http" and peer.user and not here:
+        return "; its password travels unencrypted (http)"
+    return ""
 
 
 def check_source(source: Source, settings: Settings) -> Finding:

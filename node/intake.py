@@ -77,7 +77,8 @@ _MB = 1024 * 1024
 
 def admission(settings: Settings) -> Admission:
     """Who may send, from the settings: by default the configured peers, from this machine."""
-    titles = settings.security.calling_ae_titles or [peer.ae_title for peer in settings.peers]
+    named = [peer.ae_title for peer in settings.peers if peer.speaks_dimse]
+    titles = settings.security.calling_ae_titles or named
     return Admission(
         ae_title=settings.node.ae_title,
         calling_ae_titles=frozenset(title.strip() for title in titles),

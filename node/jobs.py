@@ -49,6 +49,8 @@ _ADVICE = {
     "no-destination": "Name a destination in the settings; then retry.",
     "no-destination-for-research": "The model is for research only. Mark a destination "
     "`research = true` if it may have such results; then retry.",
+    "recalled": "The model was recalled. `flairnode recall` shows what was withdrawn, and "
+    "`--reanalyse` queues the series with the model that is configured now.",
     "internal-error": "Our fault: report it with the lines of the log. A retry may help.",
     "poison": "The analysis ended its worker each time: report it with the lines of the log.",
 }

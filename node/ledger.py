@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Self
 
 from dicom.errors import Outcome
+from dicom.reference import DocumentReference
 
 SCHEMA_VERSION = 1
 REVISION_LENGTH = 20  # hex digits: 80 bits tell every set of instances of a site apart
@@ -57,6 +58,7 @@ LATER_FLAIR = "later-flair"
 OTHER_FLAIR = "other-flair-chosen"
 SUPERSEDED = "superseded"
 MISSING_FILES = "missing-files"
+RECALLED = "recalled"
 
 
 class Recorded(StrEnum):
@@ -72,6 +74,17 @@ class Counts(StrEnum):
 
     CONFIRMED = "confirmed"
     UNCONFIRMED = "unconfirmed"
+
+
+class Word(StrEnum):
+    """What a destination last said of committing to an object."""
+
+    ASKED = "asked"
+    """Nothing yet."""
+    NOT_TAKEN = "not-taken"
+    """The request did not reach it, or it refused to be asked."""
+    COMMITTED = "committed"
+    FAILED = "failed"
 
 
 class LedgerVersionError(Exception):
@@ -216,6 +229,16 @@ class Delivery:
     sop_instance_uid: str
     state: str
     updated_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Commitment:
+    """Where one object stands with Storage Commitment at one destination."""
+
+    word: Word
+    failure_reason: int
+    since: datetime
+    """Of the first request after the last failure."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -376,6 +399,39 @@ CREATE TABLE IF NOT EXISTS decisions (
 CREATE INDEX IF NOT EXISTS decisions_by_series ON decisions (series_instance_uid);
 """
 
+# Tables that came later and that an older flairnode leaves alone: no new schema version.
+_ADDED = """
+CREATE TABLE IF NOT EXISTS commitments (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    transaction_uid TEXT NOT NULL,
+    job_id TEXT NOT NULL REFERENCES jobs,
+    destination TEXT NOT NULL,
+    sop_instance_uid TEXT NOT NULL,
+    word TEXT NOT NULL,
+    failure_reason INTEGER NOT NULL DEFAULT 0,
+    requested_at TEXT NOT NULL,
+    reported_at TEXT NOT NULL DEFAULT '',
+    UNIQUE (transaction_uid, sop_instance_uid)
+) STRICT;
+CREATE INDEX IF NOT EXISTS commitments_by_job ON commitments (job_id, destination);
+CREATE TABLE IF NOT EXISTS objects (
+    job_id TEXT NOT NULL REFERENCES jobs,
+    kind TEXT NOT NULL,
+    study_instance_uid TEXT NOT NULL,
+    series_instance_uid TEXT NOT NULL,
+    sop_class_uid TEXT NOT NULL,
+    sop_instance_uid TEXT NOT NULL,
+    PRIMARY KEY (job_id, sop_instance_uid)
+) STRICT;
+CREATE TABLE IF NOT EXISTS rejections (
+    note_uid TEXT NOT NULL,
+    destination TEXT NOT NULL,
+    state TEXT NOT NULL,
+    updated_at TEXT NOT NULL,
+    PRIMARY KEY (note_uid, destination)
+) STRICT
+"""
+
 
 class Ledger:
     """`data_dir/intake.sqlite`: safe from several threads, and from several processes.
@@ -425,7 +481,7 @@ class Ledger:
                     f"{self.path.name} has schema {version}; this flairnode knows {SCHEMA_VERSION}"
                 )
             db.execute(_REFUSALS)
-            for statement in _DECISIONS.split(";"):
+            for statement in (*_DECISIONS.split(";"), *_ADDED.split(";")):
                 db.execute(statement)
 
     def close(self) -> None:
@@ -988,7 +1044,8 @@ class Ledger:
     ) -> Job:
         """Move a job on, and its series with it unless late slices opened that one again.
 
-        Setting the same state twice changes nothing. A job that an operator cancelled stays so.
+        Setting the same state twice changes nothing. A job that an operator cancelled or recalled
+        stays so.
 
         Returns:
             The job as it stands now.
@@ -999,7 +1056,10 @@ class Ledger:
         wanted = (SeriesState(state), reason, explanation)
         with self._transaction() as db:
             job = self.job(job_id)
-            if job.reason == CANCELLED or (job.state, job.reason, job.explanation) == wanted:
+            if (
+                job.reason in (CANCELLED, RECALLED)
+                or (job.state, job.reason, job.explanation) == wanted
+            ):
                 return job
             self._move_job(db, job, *wanted)
             return self.job(job_id)
@@ -1067,6 +1127,72 @@ class Ledger:
             )
         ]
 
+    # --- storage commitment ------------------------------------------------------------------
+
+    def ask_for_commitment(
+        self, transaction_uid: str, job_id: str, destination: str, sop_instance_uids: Iterable[str]
+    ) -> None:
+        """Remember a request before it is made: its report may come to a restarted node."""
+        with self._transaction() as db:
+            now = _now()
+            db.executemany(
+                "INSERT INTO commitments (transaction_uid, job_id, destination, sop_instance_uid,"
+                " word, requested_at) VALUES (?, ?, ?, ?, ?, ?)",
+                [
+                    (transaction_uid, job_id, destination, uid, Word.ASKED, now)
+                    for uid in sop_instance_uids
+                ],
+            )
+
+    def commitment_not_taken(self, transaction_uid: str) -> None:
+        """The peer did not take the request; a report that comes all the same is still known."""
+        with self._transaction() as db:
+            db.execute(
+                "UPDATE commitments SET word = ? WHERE transaction_uid = ? AND word = ?",
+                (Word.NOT_TAKEN, transaction_uid, Word.ASKED),
+            )
+
+    def record_commitment(
+        self, transaction_uid: str, committed: Iterable[str], failed: Mapping[str, int]
+    ) -> tuple[str, str] | None:
+        """Enter a report; the same report once more changes nothing.
+
+        Returns:
+            Job and destination, or None where nobody asked for this transaction.
+        """
+        words = [(Word.COMMITTED, 0, uid) for uid in committed]
+        words += [(Word.FAILED, reason, uid) for uid, reason in failed.items()]
+        with self._transaction() as db:
+            asked = db.execute(
+                "SELECT job_id, destination FROM commitments WHERE transaction_uid = ?",
+                (transaction_uid,),
+            ).fetchone()
+            if asked is None:
+                return None
+            now = _now()
+            db.executemany(
+                "UPDATE commitments SET word = ?, failure_reason = ?, reported_at = ?"
+                " WHERE transaction_uid = ? AND sop_instance_uid = ?",
+                [(word, reason, now, transaction_uid, uid) for word, reason, uid in words],
+            )
+            return str(asked["job_id"]), str(asked["destination"])
+
+    def commitments(self, job_id: str, destination: str) -> dict[str, Commitment]:
+        """By SOP Instance UID, for every object that commitment was ever asked for."""
+        found: dict[str, Commitment] = {}
+        for row in self._rows(
+            "SELECT * FROM commitments WHERE job_id = ? AND destination = ? ORDER BY number",
+            (job_id, destination),
+        ):
+            uid, word = row["sop_instance_uid"], Word(row["word"])
+            before = found.get(uid)
+            begun = before is not None and before.word is not Word.FAILED
+            since = before.since if before and begun else _moment(row["requested_at"])
+            if before and begun and before.word is Word.COMMITTED and word is not Word.FAILED:
+                word = Word.COMMITTED  # a request that crossed the report of an earlier one
+            found[uid] = Commitment(word, row["failure_reason"], since)
+        return found
+
     # --- the operator ------------------------------------------------------------------------
 
     def retry(self, job_id: str) -> Job:
@@ -1080,6 +1206,10 @@ class Ledger:
             job = self.job(job_id)
             if job.state not in ENDS:
                 raise RetryRefusedError(f"job {job_id} is {job.state}: it has not ended")
+            if job.reason == RECALLED:
+                raise RetryRefusedError(
+                    f"job {job_id} is recalled: `flairnode recall --reanalyse` makes another"
+                )
             if job.state is SeriesState.DELIVERED:
                 raise RetryRefusedError(f"job {job_id} is delivered: there is nothing to do")
             if self.is_superseded(job_id):
@@ -1140,6 +1270,117 @@ class Ledger:
                 raise RetryRefusedError(f"job {job_id} has ended: {job.state}")
             self._move_job(db, job, SeriesState.SKIPPED, CANCELLED, explanation)
             return self.job(job_id)
+
+    # --- recall ------------------------------------------------------------------------------
+
+    def record_objects(self, job_id: str, objects: Iterable[tuple[str, DocumentReference]]) -> None:
+        """Remember what a result consists of; the files are deleted one day."""
+        with self._transaction() as db:
+            db.executemany(
+                "INSERT OR IGNORE INTO objects VALUES (?, ?, ?, ?, ?, ?)",
+                [
+                    (
+                        job_id,
+                        kind,
+                        one.study_instance_uid,
+                        one.series_instance_uid,
+                        one.sop_class_uid,
+                        one.sop_instance_uid,
+                    )
+                    for kind, one in objects
+                ],
+            )
+
+    def objects_of(self, job_id: str) -> list[tuple[str, DocumentReference]]:
+        """Kind and reference of every object of a result."""
+        return [
+            (
+                row["kind"],
+                DocumentReference(
+                    row["study_instance_uid"],
+                    row["series_instance_uid"],
+                    row["sop_class_uid"],
+                    row["sop_instance_uid"],
+                ),
+            )
+            for row in self._rows(
+                "SELECT * FROM objects WHERE job_id = ? ORDER BY rowid", (job_id,)
+            )
+        ]
+
+    def jobs_of_pack(self, beginning: str) -> list[Job]:
+        """Jobs whose pack digest begins so, oldest first."""
+        query = "SELECT * FROM jobs WHERE substr(pack_digest, 1, ?) = ? ORDER BY created_at"
+        return [_job(row) for row in self._rows(query, (len(beginning), beginning))]
+
+    def recall(self, job_id: str, explanation: str) -> Job:
+        """Withdraw a job: it is not worked on any more, and its result is not sent any more.
+
+        What was delivered stays `delivered`, reason `recalled`; what was not ends `skipped`.
+        """
+        with self._transaction() as db:
+            job = self.job(job_id)
+            if job.reason == RECALLED:
+                return job
+            sent = bool(self.deliveries(job_id)) or job.state is SeriesState.DELIVERED
+            state = SeriesState.DELIVERED if sent else SeriesState.SKIPPED
+            self._move_job(db, job, state, RECALLED, explanation)
+            return self.job(job_id)
+
+    def analyse_again(
+        self, series_instance_uid: str, pack_digest: str, settings_digest: str
+    ) -> Job:
+        """Queue a series with another model; the job before becomes the predecessor.
+
+        Raises:
+            UnknownJobError: There is no such series.
+            RetryRefusedError: It waits or is worked on, its images are deleted, or it has a job
+                with that model already.
+        """
+        with self._transaction() as db:
+            row = self.series(series_instance_uid)
+            if row is None:
+                raise UnknownJobError(f"no series {series_instance_uid}")
+            if row.state not in ENDS:
+                raise RetryRefusedError(f"series {series_instance_uid} is {row.state}")
+            before = row.job_id
+            missing = [path for path in self.paths_of(before) if not path.is_file()]
+            if missing or not before:
+                raise RetryRefusedError(
+                    f"series {series_instance_uid}: its images are not here any more; send them "
+                    "again, then repeat this"
+                )
+            self._create_job(db, _now(), row, row.counts, (pack_digest, settings_digest))
+            job = self.job(self._series_job(db, series_instance_uid))
+            if job.state in ENDS:
+                raise RetryRefusedError(
+                    f"series {series_instance_uid} was analysed with that model: job {job.job_id} "
+                    f"is {job.state} {job.reason}".rstrip()
+                )
+            return job
+
+    @staticmethod
+    def _series_job(db: sqlite3.Connection, series_instance_uid: str) -> str:
+        row = db.execute(
+            "SELECT job_id FROM series WHERE series_instance_uid = ?", (series_instance_uid,)
+        ).fetchone()
+        return str(row["job_id"])
+
+    def record_rejection(self, note_uid: str, destination: str, state: str) -> None:
+        """Remember where a rejection note stands at one destination."""
+        with self._transaction() as db:
+            db.execute(
+                "INSERT INTO rejections VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE"
+                " SET state = excluded.state, updated_at = excluded.updated_at",
+                (note_uid, destination, state, _now()),
+            )
+
+    def rejections(self) -> dict[tuple[str, str], tuple[str, datetime]]:
+        """State and time of every note at every destination, by note and destination."""
+        return {
+            (row["note_uid"], row["destination"]): (row["state"], _moment(row["updated_at"]))
+            for row in self._rows("SELECT * FROM rejections")
+        }
 
     def history(self, series_instance_uid: str) -> list[Transition]:
         """Everything that happened to a series, in order."""
@@ -1203,6 +1444,10 @@ def _now() -> str:
     return datetime.now(UTC).isoformat()
 
 
+def _moment(stored: str) -> datetime:
+    return datetime.fromisoformat(stored)
+
+
 def _marks(values: Sequence[object]) -> str:
     return ",".join("?" * len(values))
 
@@ -1221,7 +1466,8 @@ def _incumbent(db: sqlite3.Connection, study_instance_uid: str) -> str | None:
     for row in rows:
         state = SeriesState(row["state"])
         note_on_its_way = state is SeriesState.DELIVERING and row["reason"]
-        if state in _HAS_RESULT and not note_on_its_way:
+        recalled = row["reason"] == RECALLED
+        if state in _HAS_RESULT and not note_on_its_way and not recalled:
             return str(row["series_instance_uid"])
     return None
 

@@ -10,11 +10,15 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pydicom import dcmread
+
+from dicom.attributes import text
 from dicom.errors import Outcome
+from dicom.reference import DocumentReference
 from node.durable import PART_SUFFIX, sync_directory, write_durably
 
 OUTCOME_FILE = "outcome.json"
@@ -31,6 +35,8 @@ class Order:
     a `refusal` (reason, explanation) there is nothing to analyse: a note is to be made of it."""
     files: tuple[str, ...]
     """The instances of the job's revision, relative to `data_dir`."""
+    predecessor: DocumentReference | None = None
+    """The report of an earlier job of the series that a destination holds: to be named."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +80,20 @@ class ResultsFolder:
             "workflow_id": order.workflow_id,
             "job": dict(order.job),
             "files": list(order.files),
+            "predecessor": None if order.predecessor is None else asdict(order.predecessor),
         }
         write_durably(self._order(job_id), json.dumps(content, indent=1).encode())
 
     def read_order(self, job_id: str) -> Order:
         """What is to be analysed."""
         content = json.loads(self._order(job_id).read_bytes())
-        return Order(content["workflow_id"], content["job"], tuple(content["files"]))
+        named = content.get("predecessor")
+        return Order(
+            content["workflow_id"],
+            content["job"],
+            tuple(content["files"]),
+            None if named is None else DocumentReference(**named),
+        )
 
     def read(self, job_id: str) -> JobOutcome | None:
         """How the analysis ended, or None while there is no result."""
@@ -100,6 +113,33 @@ class ResultsFolder:
                 for one in content["objects"]
             ),
         )
+
+    def documents(self, job_id: str) -> list[tuple[str, DocumentReference]]:
+        """Kind and reference of every object of a result; none where there is none, or no more."""
+        result = self.read(job_id)
+        if result is None:
+            return []
+        return [(one.kind, _reference(one.path)) for one in result.objects if one.path.is_file()]
+
+    def report(self, job_id: str) -> Mapping[str, Any]:
+        """What the analysis told beside its objects; empty where it told nothing."""
+        try:
+            content = json.loads((self.of(job_id) / OUTCOME_FILE).read_bytes())
+        except FileNotFoundError:
+            return {}
+        found = content.get("report")
+        return found if isinstance(found, dict) else {}
+
+    def mark_recalled(self, job_id: str) -> None:
+        """Leave word beside the result that it is withdrawn: a rebuilt ledger must not send it.
+
+        Not in its folder, which a worker may be about to write.
+        """
+        write_durably(self._recalled(job_id), b"")
+
+    def is_recalled(self, job_id: str) -> bool:
+        """Was its result withdrawn?"""
+        return self._recalled(job_id).exists()
 
     def begin(self, job_id: str) -> Path:
         """An empty folder to build a result in; what a crash left there is thrown away."""
@@ -136,6 +176,7 @@ class ResultsFolder:
         shutil.rmtree(self.of(job_id), ignore_errors=True)
         self._order(job_id).unlink(missing_ok=True)
         self.attempts(job_id).unlink(missing_ok=True)
+        self._recalled(job_id).unlink(missing_ok=True)
 
     def attempts(self, job_id: str) -> Path:
         """Where the worker notes its attempts at a job."""
@@ -145,11 +186,28 @@ class ResultsFolder:
         """Paths below `data_dir` as an order names them."""
         return tuple(path.relative_to(self.data_dir).as_posix() for path in paths)
 
+    def _recalled(self, job_id: str) -> Path:
+        return self.folder / f"{job_id}.recalled"
+
     def _order(self, job_id: str) -> Path:
         return self.folder / f"{job_id}.order.json"
 
     def _part(self, job_id: str) -> Path:
         return self.folder / f"{job_id}{PART_SUFFIX}"
+
+
+def _reference(path: Path) -> DocumentReference:
+    header = dcmread(
+        path,
+        stop_before_pixels=True,
+        specific_tags=["SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"],
+    )
+    return DocumentReference(
+        text(header, "StudyInstanceUID"),
+        text(header, "SeriesInstanceUID"),
+        text(header, "SOPClassUID"),
+        text(header, "SOPInstanceUID"),
+    )
 
 
 def _make_durable(path: Path) -> None:

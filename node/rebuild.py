@@ -20,7 +20,7 @@ import structlog
 from dicom.errors import Outcome
 from node.intake import received_instance, record_spool
 from node.ledger import Counts, Job, Ledger, SeriesState
-from node.outcome import OUTCOME_FILE
+from node.outcome import OUTCOME_FILE, ResultsFolder
 from node.spool import RefusedObjectError, Spool
 
 log = structlog.get_logger(__name__)
@@ -103,6 +103,8 @@ def _restore(ledger: Ledger, outcome: Path) -> bool:
     if not set(uids) <= ledger.sop_instance_uids():
         return False
     ledger.restore_job(job, uids, content["job"].get("refusal"))
+    if ResultsFolder(outcome.parents[2]).is_recalled(job.job_id):
+        ledger.recall(job.job_id, "before the ledger was rebuilt")
     return True
 
 

@@ -35,6 +35,7 @@ from node.ledger import Ledger
 from node.logs import configure_logging
 from node.outcome import ResultsFolder
 from node.rebuild import open_ledger
+from node.rejections import Rejections
 from node.sitekey import site_key
 from node.spool import Spool
 from node.timers import Timers
@@ -157,9 +158,10 @@ class Node:
         ledger = open_ledger(data_dir)
         results = ResultsFolder(data_dir)
         engine = Engine(settings, service_id(settings), WORKFLOW_VERSION)
-        casework = Casework(settings, ledger, results, engine)
-        spool = Spool(data_dir / "spool")
         audit = Audit(data_dir / "audit", site_key(data_dir))
+        casework = Casework(settings, ledger, results, engine, audit=audit)
+        rejections = Rejections(settings, ledger, engine)
+        spool = Spool(data_dir / "spool")
         intake = Intake(
             settings,
             ledger,
@@ -172,14 +174,19 @@ class Node:
         intake.sources = sources = FollowedSources(settings, ledger, spool, intake, audit)
         node = settings.node
         listener = StorageServer(
-            node.bind_host, node.port, admission(settings), intake.on_store, intake.on_refusal
+            node.bind_host,
+            node.port,
+            admission(settings),
+            intake.on_store,
+            intake.on_refusal,
+            casework.take_report,
         )
         deliveries = [delivery_queue(destination) for destination in settings.destinations]
         engine.launch([SERIES, *deliveries], know=[ANALYSIS])
         casework.reclaim({f"worker-{slot.index}" for slot in workers.slots})
         intake.reconcile()
         workers.tick()
-        timers = Timers(settings, ledger, results, engine, casework, intake, sources)
+        timers = Timers(settings, ledger, results, engine, casework, intake, sources, rejections)
         timers.start()
         listener.start()
         log.info("service.ready", pid=os.getpid(), port=listener.port)

@@ -16,12 +16,14 @@ import structlog
 from apscheduler.schedulers.background import BackgroundScheduler
 
 from config.settings import Settings
-from dicom.network.scu import PeerError, echo
+from dicom.network.scu import PeerError
+from node.delivery import courier
 from node.engine import Engine
 from node.follow import FollowedSources
 from node.intake import Intake
 from node.ledger import Job, Ledger, SeriesState
 from node.outcome import ResultsFolder
+from node.rejections import Rejections
 from node.workflow import Casework
 
 log = structlog.get_logger(__name__)
@@ -47,6 +49,7 @@ class Timers:
         casework: Casework,
         intake: Intake,
         sources: FollowedSources | None = None,
+        rejections: Rejections | None = None,
     ) -> None:
         """Set up; nothing ticks before `start`.
 
@@ -58,6 +61,7 @@ class Timers:
             casework: Does what is found to be owed.
             intake: Closes the studies that have become quiet.
             sources: Fetches what is new at the peers that are followed, and what is asked for.
+            rejections: Brings the notes of a recall to their destinations.
         """
         self._settings = settings
         self._ledger = ledger
@@ -66,8 +70,9 @@ class Timers:
         self._casework = casework
         self._intake = intake
         self._sources = sources
+        self._rejections = rejections
         self.answering: dict[str, bool] = {}
-        """Peer -> did it answer the last C-ECHO."""
+        """Peer -> did it answer the last C-ECHO, or its like over the web."""
         self._alarmed: set[tuple[str, SeriesState]] = set()
         # It warns of every tick that finds the one before still looking, which is harmless here.
         logging.getLogger("apscheduler.scheduler").setLevel(logging.ERROR)
@@ -93,6 +98,8 @@ class Timers:
         ):
             self._scheduler.add_job(look, "interval", seconds=period_s)
         self._look_at_sources()
+        if self._rejections is not None:
+            self._scheduler.add_job(self._rejections.resume, "interval", seconds=RESUME_S)
         self._scheduler.start()
 
     def _look_at_sources(self) -> None:
@@ -122,7 +129,7 @@ class Timers:
                     self._casework.deliver_again(job_id, peer)
 
     def heartbeat(self) -> None:
-        """C-ECHO to every peer that we need; one that comes back is sent what waited for it."""
+        """Knock at every peer that we need; one that comes back is sent what waited for it."""
         needed = {destination.peer for destination in self._settings.destinations}
         if self._settings.completeness.query_peer is not None:
             needed.add(self._settings.completeness.query_peer)
@@ -167,11 +174,12 @@ class Timers:
 
     def _answers(self, peer: str) -> bool:
         try:
-            echo(
+            courier(
+                self._settings.protocol_of(peer),
                 self._settings.peer(peer),
-                calling_ae_title=self._settings.node.ae_title,
+                ae_title=self._settings.node.ae_title,
                 timeout_s=min(10.0, self._settings.delivery.timeout_s),
-            )
+            ).knock()
         except PeerError:
             self.answering[peer] = False
         else:

@@ -57,8 +57,9 @@ class Analyser:
 
     pack_digest: str
     research: bool
-    analyse: Callable[[Sequence[Path], Path], AnalysisOutcome]
-    """The files of one series, and the folder that the objects are written into."""
+    analyse: Callable[..., AnalysisOutcome]
+    """The files of one series, and the folder that the objects are written into; where there is
+    one, the report that this one replaces, as `predecessor`."""
     tell_why: Callable[[Sequence[Path], Path, str, str], AnalysisOutcome]
     """The same, with the reason and the explanation of a refusal that a note is made of."""
 
@@ -80,8 +81,8 @@ def load_pipeline(settings: Settings) -> Analyser:
     return Analyser(
         pack_digest=pack.digest,
         research=pack.manifest.status == "research",
-        analyse=lambda paths, output: analyse_series(
-            paths, ensemble, pack, output, kinds=kinds, extract=extract
+        analyse=lambda paths, output, **replaced: analyse_series(
+            paths, ensemble, pack, output, kinds=kinds, extract=extract, **replaced
         ),
         tell_why=lambda paths, output, reason, explanation: tell_why(
             paths, pack, output, reason, explanation
@@ -203,7 +204,8 @@ class Worker:
         watchdog.start()
         try:
             if refusal is None:
-                finished = self._analyser.analyse(self._paths(order), part)
+                replaced = {} if order.predecessor is None else {"predecessor": order.predecessor}
+                finished = self._analyser.analyse(self._paths(order), part, **replaced)
             else:
                 finished = self._analyser.tell_why(
                     self._paths(order), part, refusal["reason"], refusal["explanation"]

@@ -29,10 +29,15 @@ from dbos import error as dbos_error
 
 from config.settings import Destination, Settings
 from dicom.errors import Outcome
+from dicom.network.commitment import CommitmentReport
+from dicom.network.scp import SUCCESS
+from dicom.reference import DocumentReference
+from node.audit import Audit, AuditEvent
+from node.commitment import Commitments
 from node.delivery import ARRIVED, Delivered, ObjectState, deliver, wanted
 from node.engine import ACTIVE, Engine, WorkQueue
 from node.ledger import ENDS, UNFINISHED, Job, Ledger, SeriesState, UnknownJobError
-from node.outcome import JobOutcome, Order, ResultsFolder
+from node.outcome import JobOutcome, Order, ResultFile, ResultsFolder
 
 log = structlog.get_logger(__name__)
 
@@ -99,6 +104,7 @@ class Casework(DBOSConfiguredInstance):
         results: ResultsFolder,
         engine: Engine,
         analysis: Analysis | None = None,
+        audit: Audit | None = None,
     ) -> None:
         """Register with DBOS: one in a process, before the engine is launched.
 
@@ -108,6 +114,7 @@ class Casework(DBOSConfiguredInstance):
             results: Orders and results on disk.
             engine: Drives.
             analysis: None where analyses run in other processes, which is to say in the service.
+            audit: Where analyses and deliveries are noted; a step that runs twice notes it twice.
         """
         super().__init__("casework")
         self._settings = settings
@@ -115,7 +122,9 @@ class Casework(DBOSConfiguredInstance):
         self._results = results
         self._engine = engine
         self._analysis = analysis or Analysis()
+        self._audit = audit
         self._settling = threading.Lock()
+        self._commitments = Commitments(settings, ledger)
 
     # --- the story ---------------------------------------------------------------------------
 
@@ -152,7 +161,7 @@ class Casework(DBOSConfiguredInstance):
             self._ledger.set_state(job_id, Outcome.SKIPPED, SUPERSEDED)
             return False
         files = self._results.relative(self._ledger.paths_of(job_id))
-        order = Order(workflow_id, self._ledger.job_record(job_id), files)
+        order = Order(workflow_id, self._ledger.job_record(job_id), files, self._replaced(job))
         self._results.write_order(job_id, order)
         return True
 
@@ -162,6 +171,7 @@ class Casework(DBOSConfiguredInstance):
         if self._ledger.job(job_id).state in ENDS:
             return []
         result = self._results.read(job_id)
+        self._note(AuditEvent.ANALYSED, job_id, outcome=outcome or "failed")
         if not outcome or result is None:
             self._end(job_id, Outcome.FAILED, POISON, "the analysis ended its worker each time")
             return []
@@ -172,6 +182,7 @@ class Casework(DBOSConfiguredInstance):
         if self._ledger.is_superseded(job_id):
             self._end(job_id, Outcome.SKIPPED, SUPERSEDED)
             return []
+        self._ledger.record_objects(job_id, self._results.documents(job_id))
         if has_note:
             return self._send_note(job_id, result)
         destinations = self._destinations(result)
@@ -190,15 +201,24 @@ class Casework(DBOSConfiguredInstance):
         destination = self._destination(peer)
         if result is None or destination is None or self._is_void(job):
             return VOID
+        objects = wanted(result.objects, destination)
+        lost = self._commitments.lost(job_id, destination)
+        self._announce(job_id, peer, objects)
         delivered = deliver(
-            wanted(result.objects, destination),
+            objects,
             destination,
             self._settings.peer(peer),
             ae_title=self._settings.node.ae_title,
             timeout_s=self._settings.delivery.timeout_s,
+            again=lost,
+        )
+        delivered = self._commitments.follow(
+            job_id, objects, destination, self._settings.peer(peer), delivered, lost
         )
         for uid, state in delivered.states.items():
             self._ledger.record_delivery(job_id, peer, uid, state)
+        if delivered.arrived:
+            self._note(AuditEvent.SENT, job_id, destination=peer, objects=len(delivered.states))
         return _answer(job_id, peer, delivered)
 
     @DBOS.step(name="settle")
@@ -293,6 +313,33 @@ class Casework(DBOSConfiguredInstance):
             delivery_queue(destination).name, name, ROUTINE, self.delivery, job_id, peer
         )
 
+    def take_report(self, report: CommitmentReport) -> int:
+        """A destination reports what it commits to; the status to answer with.
+
+        It may come while attempts go on, or long after: what it could not commit to is then sent
+        again, and a job that was delivered is no longer.
+        """
+        reported = self._commitments.take(report)
+        if reported is None:
+            return SUCCESS  # nobody here asked; asking again would not help the peer
+        job_id, peer = reported.job_id, reported.destination
+        lost = [uid for uid, state in reported.states.items() if state is ObjectState.TRYING]
+        name = _delivery_id(self._ledger.job(job_id).workflow_id, peer)
+        going_on = self._engine.states(name).get(name) in ACTIVE
+        with self._settling:
+            if not going_on:
+                for uid in lost:
+                    self._ledger.record_delivery(job_id, peer, uid, ObjectState.UNREACHABLE)
+            job, result = self._ledger.job(job_id), self._results.read(job_id)
+            settled = job.state in (SeriesState.DELIVERING, *OPEN_ENDS) or (
+                job.state is SeriesState.DELIVERED and not job.reason
+            )
+            if settled and result is not None and not self._ledger.is_superseded(job_id):
+                self._settle_deliveries(job_id, result)
+        if lost and not going_on and self._ledger.job(job_id).state in OPEN_ENDS:
+            self.deliver_again(job_id, peer)
+        return SUCCESS
+
     def reclaim(self, executors: set[str]) -> None:
         """At start: work that no process of this node would ever take up again."""
         others = self._engine.forget_other_versions()
@@ -345,6 +392,25 @@ class Casework(DBOSConfiguredInstance):
         self._ledger.set_state(job_id, SeriesState.DELIVERING, result.reason, result.explanation)
         return peers
 
+    def _replaced(self, job: Job) -> DocumentReference | None:
+        """The report that a new one of this series supersedes: the latest that anybody was sent."""
+        earlier = job.predecessor
+        while earlier is not None:
+            sent = {
+                one.sop_instance_uid
+                for one in self._ledger.deliveries(earlier)
+                if one.state in ARRIVED or one.state == ObjectState.AWAITED
+            }
+            known = self._ledger.objects_of(earlier) or self._results.documents(earlier)
+            for kind, document in known:
+                if kind == "sr" and document.sop_instance_uid in sent:
+                    return document
+            try:
+                earlier = self._ledger.job(earlier).predecessor
+            except UnknownJobError:  # lost with its images, before the ledger was rebuilt
+                return None
+        return None
+
     def _is_void(self, job: Job) -> bool:
         ended = job.state in ENDS and job.state not in OPEN_ENDS
         return ended or self._ledger.is_superseded(job.job_id)
@@ -355,7 +421,7 @@ class Casework(DBOSConfiguredInstance):
             for one in self._ledger.deliveries(job_id)
         }
         refused, unreachable, pending = [], [], False
-        unconfirmed = []
+        unconfirmed, listed = [], []
         for destination in self._destinations(result):
             states = {
                 known.get((destination.peer, one.sop_instance_uid))
@@ -369,6 +435,8 @@ class Casework(DBOSConfiguredInstance):
                 pending = True
             elif ObjectState.UNCONFIRMED in states:
                 unconfirmed.append(destination.peer)
+            elif destination.confirm == "commitment" and ObjectState.CONFIRMED in states:
+                listed.append(destination.peer)
         if pending:
             return self._ledger.job(job_id).state.value
         if result.outcome is Outcome.NOT_ANALYSED:
@@ -381,7 +449,34 @@ class Casework(DBOSConfiguredInstance):
             explanation = f"will not take it: {', '.join(refused)}"
             return self._end(job_id, Outcome.HELD, REFUSED_BY_DESTINATION, explanation)
         explanation = f"not confirmed by query: {', '.join(unconfirmed)}" if unconfirmed else ""
+        if listed:
+            without = f"no report of commitment, confirmed by query: {', '.join(listed)}"
+            explanation = f"{explanation}; {without}" if explanation else without
         return self._end(job_id, Outcome.DELIVERED, "", explanation)
+
+    def _announce(self, job_id: str, peer: str, objects: tuple[ResultFile, ...]) -> None:
+        """Say in the ledger what is about to be sent: a recall in the meantime must know of it."""
+        known = {
+            one.sop_instance_uid
+            for one in self._ledger.deliveries(job_id)
+            if one.destination == peer
+        }
+        for one in objects:
+            if one.sop_instance_uid not in known:
+                self._ledger.record_delivery(job_id, peer, one.sop_instance_uid, ObjectState.TRYING)
+
+    def _note(self, event: AuditEvent, job_id: str, **facts: str | int) -> None:
+        if self._audit is None:
+            return
+        job = self._ledger.job(job_id)
+        with suppress(OSError):  # a full disk must not keep a result from its reader
+            self._audit.append(
+                event,
+                job=job_id,
+                study=job.study_instance_uid,
+                series=job.series_instance_uid,
+                **facts,
+            )
 
     def _end(self, job_id: str, outcome: Outcome, reason: str = "", explanation: str = "") -> str:
         job = self._ledger.set_state(job_id, outcome, reason, explanation)
@@ -390,6 +485,8 @@ class Casework(DBOSConfiguredInstance):
 
 
 def _answer(job_id: str, peer: str, delivered: Delivered) -> str:
+    if delivered.coerced:
+        log.warning("delivery.coerced", job=job_id, peer=peer, objects=len(delivered.coerced))
     if delivered.arrived:
         log.info("delivery.arrived", job=job_id, peer=peer, objects=len(delivered.states))
         return DONE

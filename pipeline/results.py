@@ -24,6 +24,7 @@ from dicom.checks import (
     check_header,
     check_key_image,
     check_pdf,
+    check_predecessor,
     check_probability_map,
     check_seg,
     check_sr,
@@ -35,6 +36,7 @@ from dicom.frames import frame_number
 from dicom.identity import identity_digest, moment, normalised_header
 from dicom.part10 import read_part10
 from dicom.probability_map import MapContent, build_probability_map
+from dicom.reference import DocumentReference
 from dicom.secondary_capture import Capture, build_secondary_capture
 from dicom.seg import (
     Algorithm,
@@ -121,6 +123,8 @@ class _Input:
     series_description: str
     image_names: tuple[str, ...]
     """What a viewer calls the image of every slice, in slice order."""
+    predecessor: DocumentReference | None
+    """The report that this result's report replaces."""
 
     @property
     def research(self) -> bool:
@@ -137,6 +141,7 @@ def build_results(
     pack: ModelPack,
     settings: Mapping[str, JsonValue],
     kinds: Collection[str] = DEFAULT_KINDS,
+    predecessor: DocumentReference | None = None,
 ) -> tuple[ResultObject, ...]:
     """The objects of one analysis.
 
@@ -149,6 +154,7 @@ def build_results(
         pack: The model.
         settings: That change a result beside the pack (`Ensemble.settings`).
         kinds: `key-image`, `pdf` and `probability` are made if they are named here.
+        predecessor: The report of an earlier result of the series, which this one replaces.
 
     Returns:
         In the order in which they are sent: what is referred to comes first.
@@ -160,7 +166,7 @@ def build_results(
     """
     if analysis.quality.verdict == "fail":
         raise ResultCheckError("an analysis whose quality is 'fail' has no result")
-    given = _input(series, analysis, pack, settings)
+    given = _input(series, analysis, pack, settings, predecessor)
     labels = analysis.lesions.labels
     results = []
     if analysis.findings.lesions:
@@ -168,7 +174,8 @@ def build_results(
     report = _report(given, analysis.findings)
     seg = results[0].dataset if results else None
     identity = _object_identity(given, "sr", SR_SERIES_NUMBER)
-    results.append(_result("sr", build_sr(given.sources, labels, seg, report, identity)))
+    sr = build_sr(given.sources, labels, seg, report, identity, predecessor)
+    results.append(_result("sr", sr))
     captures = _captures(given) if "key-image" in kinds else ()
     for number, capture in enumerate(captures, start=1):
         results.append(_result("key-image", _build_key_image(given, capture, number)))
@@ -197,7 +204,11 @@ def result_settings_digest(settings: Mapping[str, JsonValue], brain: BrainMask) 
 
 
 def _input(
-    series: Series, analysis: Analysis, pack: ModelPack, settings: Mapping[str, JsonValue]
+    series: Series,
+    analysis: Analysis,
+    pack: ModelPack,
+    settings: Mapping[str, JsonValue],
+    predecessor: DocumentReference | None = None,
 ) -> _Input:
     try:
         ordered = slice_headers(series, analysis.volume)
@@ -223,6 +234,7 @@ def _input(
         series_number=text(series.header, "SeriesNumber") or "without a number",
         series_description=text(ordered[0], "SeriesDescription"),
         image_names=_image_names(ordered),
+        predecessor=predecessor,
     )
 
 
@@ -295,7 +307,7 @@ def _object_identity(
     }[kind]
     date, time = given.moment
     return ObjectIdentity(
-        sop_instance_uid=given.uid(kind, instance_number - 1),
+        sop_instance_uid=_instance_uid(given, kind, instance_number),
         instance_number=instance_number,
         series_instance_uid=given.uid(f"{kind} series"),
         series_number=series_number,
@@ -314,6 +326,13 @@ def _object_identity(
             ),
         ),
     )
+
+
+def _instance_uid(given: _Input, kind: Kind, instance_number: int) -> str:
+    """A report that replaces another is another report than one that replaces none."""
+    if kind == "sr" and given.predecessor is not None:
+        return given.uid(f"{kind} after {given.predecessor.sop_instance_uid}")
+    return given.uid(kind, instance_number - 1)
 
 
 def _algorithm(given: _Input) -> Algorithm:
@@ -684,6 +703,7 @@ def _check(given: _Input, results: Sequence[ResultObject], captures: Sequence[Ca
     sr = _only(of_kind, "sr")
     if sr is None:
         raise ResultCheckError("there is no report")
+    check_predecessor(sr, given.predecessor)
     check_sr(sr, given.sources, seg, labels, _report(given, again))
     images = of_kind.get("key-image", [])
     if len(images) != len(captures):
@@ -710,6 +730,7 @@ def check_results(
     analysis: Analysis,
     pack: ModelPack,
     settings: Mapping[str, JsonValue],
+    predecessor: DocumentReference | None = None,
 ) -> None:
     """Check stored results again, before they are sent.
 
@@ -717,7 +738,7 @@ def check_results(
         ResultCheckError: References, geometry, numbers, identity or UIDs are not what they must be.
     """
     read = [_stored(result) for result in results]
-    given = _input(series, analysis, pack, settings)
+    given = _input(series, analysis, pack, settings, predecessor)
     drawn = any(result.kind == "key-image" for result in results)
     _check(given, read, _captures(given) if drawn else ())
 

@@ -9,6 +9,7 @@ No message holds an address with its query: a QIDO-RS query may name a patient.
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,7 +24,6 @@ import requests
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
-from pydicom.uid import UID
 from requests.auth import HTTPBasicAuth
 
 from config.settings import Peer
@@ -36,14 +36,17 @@ from dicom.network.scu import (
     PeerRefusedError,
     PeerUnreachableError,
     StoreResult,
+    file_meta,
 )
 
 PROCESSING_FAILURE = 0x0110  # PS3.7 C.5.15; also what is said of an instance without a reason
 OUT_OF_RESOURCES = 0xA700
 _JSON = "application/dicom+json"
 _PAGE = 1000  # answers per query; archives cap it lower by themselves and say so
+_NAMES_A_FILE = re.compile(r"[0-9][0-9.]{0,63}")
+"""A UID, or what a careless device takes for one; no path."""
 _CHUNK_BYTES = 1 << 18
-_LATER = frozenset(
+LATER = frozenset(
     {
         HTTPStatus.REQUEST_TIMEOUT,
         HTTPStatus.TOO_MANY_REQUESTS,
@@ -74,8 +77,7 @@ class DicomWebClient:
             raise ValueError(f"peer {peer.name!r} has no dicomweb_url")
         self._peer = peer
         self._root = peer.dicomweb_url
-        self._timeout_s = timeout_s
-        self._session = web_session(peer)
+        self._session = web_session(peer, timeout_s)
 
     def __enter__(self) -> Self:
         return self
@@ -217,7 +219,7 @@ class DicomWebClient:
             except (InvalidDicomError, EOFError, OSError, ValueError) as error:
                 raise PeerError(f"{self._peer.name} sent something that is no DICOM") from error
             uid = text(header, "SOPInstanceUID")
-            if not UID(uid).is_valid:  # it becomes a file name
+            if not _NAMES_A_FILE.fullmatch(uid):
                 raise PeerError(f"{self._peer.name} sent an object without a SOP Instance UID")
             return part.rename(folder / f"{uid}.dcm")
         finally:
@@ -242,7 +244,7 @@ class DicomWebClient:
         Source:
             PS3.18 10.5 (Store Transaction), I.2 (Store Instances Response Module).
         """
-        uids = [_sop_instance_uid(path) for path in paths]
+        uids = [file_meta(path)[2] for path in paths]
         results: list[StoreResult] = []
         for path, uid in zip(paths, uids, strict=True):
             try:
@@ -272,7 +274,6 @@ class DicomWebClient:
                 f"{self._root}/studies",
                 data=body,
                 headers=headers,
-                timeout=self._timeout_s,
                 allow_redirects=False,
             )
         status = _store_status(response, uid)
@@ -300,7 +301,6 @@ class DicomWebClient:
                 self._root + place,
                 params=dict(params or {}),
                 headers=dict(headers or {}),
-                timeout=self._timeout_s,
                 stream=stream,
                 allow_redirects=False,
             )
@@ -315,7 +315,7 @@ class DicomWebClient:
     def _refuse(self, response: requests.Response) -> None:
         """Raise what an answer means that is not the one hoped for."""
         status = response.status_code
-        if status in _LATER:
+        if status in LATER:
             raise PeerUnreachableError(f"{self._peer.name} answered HTTP {status}")
         raise PeerRefusedError(f"{self._peer.name} answered HTTP {status}")
 
@@ -325,7 +325,19 @@ class DicomWebClient:
             yield
 
 
-def web_session(peer: Peer) -> requests.Session:
+class _Session(requests.Session):
+    """Does not wait for ever: `requests` would, where nobody names a limit."""
+
+    def __init__(self, timeout_s: float) -> None:
+        super().__init__()
+        self._timeout_s = timeout_s
+
+    def request(self, *args: Any, **options: Any) -> requests.Response:  # noqa: ANN401
+        options.setdefault("timeout", self._timeout_s)
+        return super().request(*args, **options)
+
+
+def web_session(peer: Peer, timeout_s: float = DEFAULT_TIMEOUT_S) -> requests.Session:
     """Connections to a peer's web addresses, with its user and its certificates.
 
     Raises:
@@ -333,7 +345,7 @@ def web_session(peer: Peer) -> requests.Session:
     """
     if peer.ca_file is not None and not peer.ca_file.is_file():
         raise PeerError(f"the ca_file of {peer.name} cannot be read")
-    session = requests.Session()
+    session = _Session(timeout_s)
     # Where results go is said in the settings: no proxy and no .netrc of the machine has a say.
     session.trust_env = False
     session.verify = str(peer.ca_file) if peer.ca_file is not None else True
@@ -384,14 +396,6 @@ def _datasets(response: requests.Response, peer: Peer) -> list[Dataset]:
         return [Dataset.from_json(answer) for answer in answers]
     except Exception as error:  # whatever a peer sent, it is one kind of error
         raise PeerError(f"{peer.name} answered a query with something that is no DICOM") from error
-
-
-def _sop_instance_uid(path: Path) -> str:
-    try:
-        meta = dcmread(path, stop_before_pixels=True, specific_tags=[]).file_meta
-        return str(meta.MediaStorageSOPInstanceUID)
-    except (InvalidDicomError, AttributeError) as error:
-        raise ValueError(f"{path.name} is no DICOM file with file meta information") from error
 
 
 # --- the answer to a store --------------------------------------------------------------------

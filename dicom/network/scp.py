@@ -1,6 +1,7 @@
 """The listener: who may send, what is taken, and how fast.
 
-What becomes of an object is not decided here. Each C-STORE is handed on as the bytes that were
+It also takes what peers report of Storage Commitment, from those who may send. What becomes of an
+object is not decided here. Each C-STORE is handed on as the bytes that were
 sent, and its answer is the status that comes back.
 """
 
@@ -18,6 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self, cast
 
+from pydicom.dataset import Dataset
 from pydicom.uid import (
     HTJ2K,
     JPEG2000,
@@ -47,6 +49,13 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]  # filled at im
     uid_to_service_class,
 )
 from pynetdicom.transport import AssociationServer
+
+from dicom.network.commitment import (
+    PROCESSING_FAILURE,
+    CommitmentReport,
+    answer_report,
+    report_context,
+)
 
 log = logging.getLogger(__name__)
 
@@ -142,6 +151,7 @@ class StorageServer:
         admission: Admission,
         on_store: Callable[[ReceivedObject], int],
         on_refusal: Callable[[Refusal], None],
+        on_commitment: Callable[[CommitmentReport], int] | None = None,
     ) -> None:
         """Bind the port.
 
@@ -151,6 +161,8 @@ class StorageServer:
             admission: Who may send.
             on_store: Called in the thread of the association; its answer is the status.
             on_refusal: Called for everybody who is turned away.
+            on_commitment: Called in the thread of the association for a report of Storage
+                Commitment; its answer is the status. None: nobody is asked for one.
 
         Raises:
             OSError: The port is taken, or not ours to take.
@@ -158,6 +170,7 @@ class StorageServer:
         self._admission = admission
         self._on_store = on_store
         self._on_refusal = on_refusal
+        self._on_commitment = on_commitment
         entity = AE(ae_title=admission.ae_title)
         entity.acse_timeout = ACSE_TIMEOUT_S
         entity.network_timeout = IDLE_AFTER_S
@@ -172,6 +185,7 @@ class StorageServer:
                 (evt.EVT_CONN_OPEN, self._connected),
                 (evt.EVT_CONN_CLOSE, self._disconnected),
                 (evt.EVT_C_STORE, self._store),
+                (evt.EVT_N_EVENT_REPORT, self._take_report),
             ],
             server_class=_Listener,
         )
@@ -255,6 +269,7 @@ class StorageServer:
         proposed = request.presentation_context_definition_list
         association.acceptor.supported_contexts = [
             build_context(Verification),
+            *([report_context()] if self._on_commitment is not None else []),
             *_storage_contexts({str(context.abstract_syntax) for context in proposed}),
         ]
 
@@ -266,6 +281,11 @@ class StorageServer:
         if self.associations >= MAXIMUM_ASSOCIATIONS:
             return "too-many-associations", _LIMIT_EXCEEDED
         return None
+
+    def _take_report(self, event: evt.Event) -> tuple[int, Dataset | None]:
+        if self._on_commitment is None:
+            return PROCESSING_FAILURE, None
+        return answer_report(event, self._on_commitment)
 
     def _store(self, event: evt.Event) -> int:
         request: Any = event.request

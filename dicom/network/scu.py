@@ -7,7 +7,7 @@ no are different errors, since only the first heals by waiting.
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,7 +74,12 @@ class StoreResult:
     @property
     def stored(self) -> bool:
         """Does the peer hold the object now?"""
-        return self.status in (SUCCESS, DUPLICATE) or self.status in _STORED_WITH_A_WARNING
+        return self.status in (SUCCESS, DUPLICATE) or self.coerced
+
+    @property
+    def coerced(self) -> bool:
+        """Did the peer store it with a warning: an element changed or dropped?"""
+        return self.status in _STORED_WITH_A_WARNING
 
 
 def echo(peer: Peer, *, calling_ae_title: str, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
@@ -85,7 +90,7 @@ def echo(peer: Peer, *, calling_ae_title: str, timeout_s: float = DEFAULT_TIMEOU
         PeerRefusedError: The peer refuses us or the service.
     """
     context = build_context(Verification)
-    with _association(peer, [context], calling_ae_title, timeout_s) as association:
+    with association_with(peer, [context], calling_ae_title, timeout_s) as association:
         _require_context(association, context, peer)
         answer = association.send_c_echo()
         _require_status(answer, peer, "C-ECHO")
@@ -167,13 +172,13 @@ def store(
         return ()
     # Send the bytes of the file, not a decoded and newly encoded copy of them.
     _config.STORE_SEND_CHUNKED_DATASET = True
-    headers = [_file_meta(path) for path in paths]
+    headers = [file_meta(path) for path in paths]
     wanted = sorted({(sop_class, syntax) for sop_class, syntax, _ in headers})
     if len(wanted) > MAXIMUM_CONTEXTS:
         raise ValueError(f"{len(wanted)} presentation contexts do not fit one association")
     contexts = [build_context(sop_class, syntax) for sop_class, syntax in wanted]
     results = []
-    with _association(peer, contexts, calling_ae_title, timeout_s) as association:
+    with association_with(peer, contexts, calling_ae_title, timeout_s) as association:
         accepted = {
             (context.abstract_syntax, context.transfer_syntax[0])
             for context in association.accepted_contexts
@@ -197,7 +202,12 @@ def _store_one(association: Association, path: Path, sop_instance_uid: str) -> S
     return StoreResult(path, sop_instance_uid, int(status), f"status 0x{int(status):04X}")
 
 
-def _file_meta(path: Path) -> tuple[str, str, str]:
+def file_meta(path: Path) -> tuple[str, str, str]:
+    """SOP Class, transfer syntax and SOP Instance UID of a file, from its meta information.
+
+    Raises:
+        ValueError: It is no DICOM file.
+    """
     try:
         meta = dcmread(path, stop_before_pixels=True, specific_tags=[]).file_meta
         return (
@@ -212,7 +222,7 @@ def _file_meta(path: Path) -> tuple[str, str, str]:
 def _find(peer: Peer, query: Dataset, calling_ae_title: str, timeout_s: float) -> list[Dataset]:
     context = build_context(StudyRootQueryRetrieveInformationModelFind)
     found = []
-    with _association(peer, [context], calling_ae_title, timeout_s) as association:
+    with association_with(peer, [context], calling_ae_title, timeout_s) as association:
         _require_context(association, context, peer)
         for status, identifier in association.send_c_find(
             query, StudyRootQueryRetrieveInformationModelFind
@@ -223,9 +233,19 @@ def _find(peer: Peer, query: Dataset, calling_ae_title: str, timeout_s: float) -
 
 
 @contextmanager
-def _association(
-    peer: Peer, contexts: Sequence[PresentationContext], calling_ae_title: str, timeout_s: float
+def association_with(
+    peer: Peer,
+    contexts: Sequence[PresentationContext],
+    calling_ae_title: str,
+    timeout_s: float,
+    handlers: Sequence[tuple[evt.EventType, Callable[..., Any]]] = (),
 ) -> Iterator[Association]:
+    """An association that is released at the end.
+
+    Raises:
+        PeerUnreachableError: No connection or no answer.
+        PeerRefusedError: The peer refuses it, or all of its contexts.
+    """
     entity = AE(ae_title=calling_ae_title)
     entity.connection_timeout = timeout_s
     entity.acse_timeout = timeout_s
@@ -236,7 +256,7 @@ def _association(
         peer.port,
         contexts=list(contexts),
         ae_title=peer.ae_title,
-        evt_handlers=[(evt.EVT_CONN_OPEN, _send_without_delay)],
+        evt_handlers=[(evt.EVT_CONN_OPEN, _send_without_delay), *handlers],
     )
     if not association.is_established:
         where = f"{peer.name} ({peer.ae_title} at {peer.host}:{peer.port})"

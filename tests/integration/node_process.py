@@ -57,6 +57,10 @@ class NodeProcess:
     sections: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     follows: Sequence[str] = ()
     """Names of archives that are followed, so that nothing has to be sent."""
+    destination: Mapping[str, Any] = field(default_factory=dict)
+    """More keys for every destination."""
+    peer: Mapping[str, Any] = field(default_factory=dict)
+    """More keys for every archive's peer."""
     command: Sequence[str] = (sys.executable, str(STANDIN), "serve")
     port: int = field(default_factory=free_port)
     process: subprocess.Popen[bytes] | None = None
@@ -87,7 +91,13 @@ class NodeProcess:
         for name, section in self.sections.items():
             base[name] = {**base.get(name, {}), **section}
         peers: list[dict[str, Any]] = [
-            {"name": n, "ae_title": a.ae_title, "host": LOOPBACK, "port": a.dicom_port}
+            {
+                "name": n,
+                "ae_title": a.ae_title,
+                "host": LOOPBACK,
+                "port": a.dicom_port,
+                **self.peer,
+            }
             for n, a in self.archives.items()
         ]
         for peer in peers:
@@ -99,7 +109,9 @@ class NodeProcess:
                 peer |= {"password_file": str(password)}
         sources = [{"peer": name, "poll_s": 0.2, "reconcile_every_s": 5.0} for name in self.follows]
         peers.append({"name": "scanner", "ae_title": SENDER, "host": LOOPBACK, "port": 1})
-        destinations = [{"peer": name, "research": True} for name in self.archives]
+        destinations = [
+            {"peer": name, "research": True, **self.destination} for name in self.archives
+        ]
         lists = {"peers": peers, "destinations": destinations, "sources": sources}
         self.config.write_text(toml(base, lists))
 

@@ -11,6 +11,7 @@ from pydicom import dcmread
 from config.settings import Destination, Peer
 from dicom.errors import Outcome
 from node.ledger import Job, Ledger, LedgerVersionError, SeriesState
+from node.outcome import ResultsFolder
 from node.rebuild import open_ledger, rebuild
 
 Bench = Any  # IntakeBench of conftest.py
@@ -176,3 +177,16 @@ def test_a_result_without_its_images_stays_on_disk_and_is_counted(
     found = rebuild(bench.settings.node.data_dir)
     assert (found.instances, found.jobs, found.lost_jobs) == (0, 0, 1)
     assert (bench.settings.node.data_dir / "results" / job.job_id / "outcome.json").is_file()
+
+
+def test_what_was_recalled_is_not_owed_again(make_bench: Make, make_flair_series: Make) -> None:
+    bench: Bench = make_bench()
+    (job,) = bench.close(*make_flair_series().paths)
+    finish(bench, job, Outcome.ANALYSED)
+    data_dir = bench.settings.node.data_dir
+    ResultsFolder(data_dir).mark_recalled(job.job_id)
+    bench.ledger.close()
+    rebuild(data_dir)
+    with Ledger(data_dir / "intake.sqlite") as ledger:
+        found = ledger.job(job.job_id)
+    assert (found.state, found.reason) == (SeriesState.SKIPPED, "recalled")

@@ -37,6 +37,7 @@ from node.workflow import (
     Casework,
     delivery_queue,
 )
+from tests.node.registry import forget_services
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -167,6 +168,7 @@ def write_sr(folder: Path, study_uid: str, job_id: str, kind: str = "sr") -> Res
 
 @pytest.fixture(scope="module")
 def whole_bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    forget_services()
     folder = tmp_path_factory.mktemp("bench")
     archives = {
         name: EmbeddedArchive(folder / name, name.upper(), ["FLAIRNODE"])

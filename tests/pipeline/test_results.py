@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 from pydicom.dataset import Dataset
+from pydicom.uid import Comprehensive3DSRStorage
 from skimage.color import lab2rgb
 
 from dicom.checks import printed_strings
 from dicom.errors import InconsistentSeriesError, ResultCheckError
 from dicom.identity import is_own_result
 from dicom.part10 import part10_bytes, read_part10
+from dicom.reference import DocumentReference
 from dicom.series import Series
 from pipeline.appearance import colour_rgb
 from pipeline.brain import BrainMask
@@ -45,8 +47,11 @@ def results_of(series: Series, **changes: Any) -> tuple[ResultObject, ...]:  # n
     quality = changes.pop("quality", None)
     analysis = analysed(series, labels, quality) if quality else analysed(series, labels)
     settings = changes.pop("settings", SETTINGS)
+    predecessor = changes.pop("predecessor", None)
     kinds = changes.pop("kinds", ())  # Segmentation and report are always there
-    return build_results(series, analysis, changes.pop("pack", pack()), settings, kinds)
+    return build_results(
+        series, analysis, changes.pop("pack", pack()), settings, kinds, predecessor
+    )
 
 
 _stored: list[tuple[Series, Analysis, tuple[ResultObject, ...]]] = []
@@ -213,6 +218,35 @@ def test_every_uid_follows_pixels_identity_instances_model_and_settings(
 ) -> None:
     series = make_flair_series(**SMALL).series
     assert not set(uids(small(series))) & set(uids(CHANGES[what](make_flair_series, series)))
+
+
+def test_a_report_that_replaces_another_names_it_and_is_another_report(
+    make_flair_series: Make,
+) -> None:
+    series = make_flair_series(**SMALL).series
+    study = series.study_instance_uid
+    earlier = DocumentReference(study, "1.2.3", Comprehensive3DSRStorage, "1.2.3.4")
+    first = small(series)
+    second = small(series, predecessor=earlier)
+    third = small(series, predecessor=replace(earlier, sop_instance_uid="1.2.3.5"))
+    assert "PredecessorDocumentsSequence" not in first[1].dataset
+    (named,) = second[1].dataset.PredecessorDocumentsSequence
+    assert named.StudyInstanceUID == study
+    assert named.ReferencedSeriesSequence[0].SeriesInstanceUID == "1.2.3"
+    (document,) = named.ReferencedSeriesSequence[0].ReferencedSOPSequence
+    assert document.ReferencedSOPInstanceUID == "1.2.3.4"
+    assert document.ReferencedSOPClassUID == Comprehensive3DSRStorage
+    assert len({result[1].sop_instance_uid for result in (first, second, third)}) == 3
+    assert first[0].content == second[0].content, "the Segmentation replaces nothing by reference"
+
+
+def test_a_report_that_names_itself_or_nothing_as_its_predecessor_is_not_sent(
+    make_flair_series: Make,
+) -> None:
+    series = make_flair_series(**SMALL).series
+    elsewhere = DocumentReference("1.9", "1.2.3", Comprehensive3DSRStorage, "1.2.3.4")
+    with pytest.raises(ResultCheckError, match="of another study"):
+        small(series, predecessor=elsewhere)
 
 
 def test_another_revision_of_the_code_gives_other_uids(
