@@ -323,7 +323,8 @@ def test_brain_method_version_parameters_and_weights_stand_in_both_objects(
     weights = "c3" * 32
     parameters = {"device": "cpu", "mirroring": 0.0, "weights_sha256": weights}
     brain = BrainMask(plain.brain.mask, plain.brain.grid, "hd-bet", "2.0.1", parameters)
-    seg, report = build_results(series, replace(plain, brain=brain), pack(), SETTINGS)
+    results = build_results(series, replace(plain, brain=brain), pack(), SETTINGS)
+    seg, report = (next(one for one in results if one.kind == kind) for kind in ("seg", "sr"))
     stated = f"device=cpu,mirroring=0,weights_sha256={weights}"
     (identification,) = seg.dataset.SegmentSequence[0].SegmentationAlgorithmIdentificationSequence
     assert "brain_mask=hd-bet 2.0.1" in identification.AlgorithmParameters
@@ -333,7 +334,7 @@ def test_brain_method_version_parameters_and_weights_stand_in_both_objects(
     assert any(stated in text and "hd-bet 2.0.1" in text for text in texts)
     assert any("Brain mask: hd-bet 2.0.1" in text for text in texts)
     assert "brain hd-bet 2.0.1" in seg.dataset.SoftwareVersions
-    assert not set(uids((seg, report))) & set(uids(build_results(series, plain, pack(), SETTINGS)))
+    assert not set(uids(results)) & set(uids(build_results(series, plain, pack(), SETTINGS)))
 
 
 def test_a_supplied_brain_mask_is_named_as_such(make_flair_series: Make) -> None:
