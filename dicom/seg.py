@@ -221,13 +221,18 @@ def name_the_real_images(built: Dataset, sources: Sequence[Dataset]) -> None:
     if not is_multi_frame(sources[0]):
         return
     real = {_stand_in(source): source for source in sources}
-    for group in built.PerFrameFunctionalGroupsSequence:
-        for image in group.DerivationImageSequence[0].SourceImageSequence:
-            source = real[str(image.ReferencedSOPInstanceUID)]
-            image.ReferencedSOPClassUID = source.SOPClassUID
-            image.ReferencedSOPInstanceUID = source.SOPInstanceUID
-            if (number := frame_number(source)) is not None:
-                setattr(image, FRAME_NUMBER, number)
+    # By identity: the frames of several segments on one slice share one item in highdicom.
+    images = {
+        id(image): image
+        for group in built.PerFrameFunctionalGroupsSequence
+        for image in group.DerivationImageSequence[0].SourceImageSequence
+    }
+    for image in images.values():
+        source = real[str(image.ReferencedSOPInstanceUID)]
+        image.ReferencedSOPClassUID = source.SOPClassUID
+        image.ReferencedSOPInstanceUID = source.SOPInstanceUID
+        if (number := frame_number(source)) is not None:
+            setattr(image, FRAME_NUMBER, number)
     objects = {str(source.SOPInstanceUID): str(source.SOPClassUID) for source in sources}
     built.SourceImageSequence = [_reference(uid, kind) for uid, kind in objects.items()]
     (series,) = built.ReferencedSeriesSequence

@@ -76,6 +76,18 @@ def test_every_segmentation_frame_names_the_frame_it_lies_on(
     assert found == {s: (order or range(10)).index(s) + 1 for s in (2, 3, 4, 6, 7, 8)}
 
 
+def test_regions_that_share_a_slice_name_its_frame_alike(
+    make_flair_series: Make, tmp_path: Path
+) -> None:
+    labels = three_lesions()
+    labels[2:5, 30:33, 20:24] = 2  # where region 1 lies too
+    series = write_enhanced(make_flair_series(), tmp_path / "e", order=REVERSED)
+    built = build(series, labels)
+    check(built, built.seg, built.sr)
+    frames = [int(image.ReferencedFrameNumber) for image in source_images(built.seg)]
+    assert sorted(frames) == [2, 3, 4, 6, 6, 7, 7, 8, 8]
+
+
 def test_a_reference_to_an_object_is_given_once(make_flair_series: Make, tmp_path: Path) -> None:
     built = built_on(make_flair_series, tmp_path, objects=2)
     (series,) = built.seg.ReferencedSeriesSequence
