@@ -485,6 +485,6 @@ def test_a_missing_segmentation_is_noticed(make_flair_series: Make) -> None:
 
 def test_a_result_of_the_volume_alone_needs_its_images(make_flair_series: Make) -> None:
     series = make_flair_series().series
-    volume = replace(analysed(series, no_lesions()).volume, sop_instance_uids=())
+    volume = replace(analysed(series, no_lesions()).volume, sop_instance_uids=(), frame_numbers=())
     with pytest.raises(ResultCheckError):
         build_results(series, analysis_of(volume, no_lesions()), pack(), SETTINGS)
