@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -289,12 +290,26 @@ def test_judges_accept_results_of_images_that_were_compressed_with_loss(
     judge(made.series, three_lesions(), tmp_path)
 
 
+def as_made(series: Series) -> SimpleNamespace:
+    """A series from elsewhere as `write_enhanced` takes one. Slope 1, intercept 0."""
+    volume = read_volume(series)
+    return SimpleNamespace(
+        paths=[instance.path for instance in series.instances],
+        sop_instance_uids=volume.sop_instance_uids,
+        voxels=volume.voxels,
+        series_instance_uid=series.series_instance_uid,
+    )
+
+
 @pytest.mark.timeout(180)  # dcentvfy reads 38 files; a minute on a machine that does much else
-def test_judges_agree_on_a_real_study(shared_data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["classic", "enhanced"])
+def test_judges_agree_on_a_real_study(shared_data: Path, tmp_path: Path, kind: str) -> None:
     """Real geometry and pixels; the bright blobs stand in for lesions and are none."""
     folder = shared_data / "dicom_wrapped_ms" / "patient01_study1"
     series = read_series(sorted(folder.glob("*.dcm")))
     voxels = read_volume(series).voxels
+    if kind == "enhanced":
+        series = write_enhanced(as_made(series), tmp_path / "e", order=range(len(voxels))[::-1])
     parts, _ = ndimage.label(voxels > np.percentile(voxels, 99.5), np.ones((3, 3, 3)))
     sizes = np.bincount(parts.ravel())[1:]
     largest = np.argsort(-sizes, kind="stable")[:12] + 1
