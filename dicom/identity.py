@@ -176,6 +176,21 @@ def identity_digest(header: Dataset) -> str:
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
 
+PATIENT: Final = ("PatientID", "IssuerOfPatientID", "PatientBirthDate", "PatientSex")
+"""By which images are told to be of two patients. Not the name: the devices of one hospital write
+one name in several ways."""
+
+
+def differing_patient(headers: Iterable[Dataset]) -> tuple[str, ...]:
+    """Keywords of `PATIENT` that have two values among these images; an empty one says nothing."""
+    found: dict[str, set[str]] = {keyword: set() for keyword in PATIENT}
+    for header in headers:
+        for keyword in PATIENT:
+            if value := text(header, keyword).strip():
+                found[keyword].add(value)
+    return tuple(keyword for keyword in PATIENT if len(found[keyword]) > 1)
+
+
 def is_own_result(header: Dataset) -> bool:
     """Was this object made by flairnode?"""
     return text(header, "Manufacturer").casefold() == MANUFACTURER

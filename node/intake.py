@@ -20,6 +20,7 @@ import structlog
 
 from config.settings import Settings
 from dicom.errors import Outcome, StudyError
+from dicom.identity import differing_patient
 from dicom.network.scp import (
     CANNOT_UNDERSTAND,
     DOES_NOT_MATCH,
@@ -46,6 +47,7 @@ from node.completeness import (
 from node.ledger import (
     CONFLICTING,
     MISSING_FILES,
+    MIXED_PATIENT,
     UNFINISHED,
     Job,
     Ledger,
@@ -361,6 +363,7 @@ class Intake:
         """What the selection says of the whole study, for the series that wait for it."""
         paths, lacking = self._paths_of(study_uid)
         judged: dict[str, SeriesDecision] = {}
+        differing: tuple[str, ...] = ()
         fallback = (Outcome.SKIPPED, UNREADABLE, "no object of this series could be read")
         if paths:
             try:
@@ -368,6 +371,9 @@ class Intake:
             except StudyError as error:
                 fallback = (error.outcome, error.reason, str(error))
             else:
+                differing = differing_patient(
+                    instance.header for series in study.series for instance in series.instances
+                )
                 selection = choose(study, self._settings.selection)
                 judged = {
                     one.series_instance_uid: SeriesDecision(
@@ -395,6 +401,9 @@ class Intake:
                     "files of this series were discarded or lost: send it again as a whole"
                 )
                 decision = _held(decision, MISSING_FILES, explanation)
+            elif differing and decision.outcome is not Outcome.SKIPPED:
+                explanation = f"the images of this study differ in {', '.join(differing)}"
+                decision = _held(decision, MIXED_PATIENT, explanation)
             decisions[uid] = decision
         return decisions
 

@@ -18,6 +18,7 @@ from node.ledger import (
     CONFLICTING,
     LATER_FLAIR,
     MISSING_FILES,
+    MIXED_PATIENT,
     Job,
     Ledger,
     RetryRefusedError,
@@ -36,6 +37,8 @@ _SHORTEST_PREFIX = 6
 _ADVICE = {
     CONFLICTING: "Compare the two objects (spool and spool/conflicts) with the archive: one of "
     "them was changed under the same SOP Instance UID. A result is not made of either.",
+    MIXED_PATIENT: "Find out in the archive whose images these are, and send the study again once "
+    "they are of one patient. A result is made of none of them.",
     LATER_FLAIR: "Another FLAIR of this study has a result. `flairnode jobs retry` with this "
     "Series Instance UID analyses this one as well.",
     MISSING_FILES: "Send the whole series again.",
@@ -202,7 +205,7 @@ def run_cancel(arguments: argparse.Namespace) -> int:
 
 def _rests_on_its_job(row: SeriesRow) -> bool:
     """Did the series come to its end through its job, rather than by a decision of the intake?"""
-    return row.reason not in (LATER_FLAIR, CONFLICTING, MISSING_FILES, "incomplete")
+    return row.reason not in (LATER_FLAIR, CONFLICTING, MISSING_FILES, MIXED_PATIENT, "incomplete")
 
 
 def _advice(row: SeriesRow) -> str:

@@ -42,6 +42,7 @@ UNFINISHED = (SeriesState.QUEUED, SeriesState.RUNNING, SeriesState.DELIVERING)
 CANCELLED = "cancelled-by-operator"
 CONFLICTING = "conflicting-instance"
 LATER_FLAIR = "later-flair"
+MIXED_PATIENT = "mixed-patient"
 OTHER_FLAIR = "other-flair-chosen"
 SUPERSEDED = "superseded"
 MISSING_FILES = "missing-files"

@@ -280,6 +280,42 @@ def test_an_instance_with_other_pixels_holds_its_series(
     assert bench.only_series().reason == "conflicting-instance"
 
 
+@pytest.mark.parametrize(
+    ("other", "differing"),
+    [
+        ({"PatientID": "ANOTHER"}, "PatientID"),
+        ({"PatientBirthDate": "19010203"}, "PatientBirthDate"),
+        ({"PatientName": "Other^Spelling", "PatientSex": None}, ""),
+    ],
+)
+def test_a_flair_in_a_study_of_two_patients_is_held(
+    bench: Bench,
+    make_flair_series: Make,
+    tmp_path: Path,
+    other: dict[str, str | None],
+    differing: str,
+) -> None:
+    flair = make_flair_series(overrides={"PatientBirthDate": "19700101"})
+    strange = changed(
+        flair.paths[0],
+        tmp_path / "t1",
+        SeriesInstanceUID=generate_uid(),
+        SOPInstanceUID=generate_uid(),
+        EchoTime="12",
+        RepetitionTime="600",
+        InversionTime=None,
+        **other,
+    )
+    jobs = bench.close(*flair.paths, strange)
+    row = bench.ledger.series(flair.series.series_instance_uid)
+    assert row is not None
+    if differing:
+        assert (jobs, row.state, row.reason) == ([], SeriesState.HELD, "mixed-patient")
+        assert row.explanation == f"the images of this study differ in {differing}"
+    else:
+        assert (len(jobs), row.state) == (1, SeriesState.QUEUED)
+
+
 def test_a_late_slice_makes_a_new_revision(bench: Bench, make_flair_series: Make) -> None:
     flair = make_flair_series(slices=12)
     in_order = sorted(flair.paths, key=lambda path: int(dcmread(path).InstanceNumber))
