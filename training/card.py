@@ -75,7 +75,7 @@ def card(measured: Measured, recipe: Recipe) -> str:
             "",
             f"{recipe.iterations} iterations of {recipe.batch_size} slices per member, "
             f"{recipe.precision}, cosine schedule over iterations. One command makes it again: "
-            "`flairnode train starter --data DATA --output DIR`.",
+            f"`flairnode train starter --data DATA --output DIR{_precision(recipe)}`.",
             "",
             "| source | share of the slices |",
             "|---|---|",
@@ -120,6 +120,10 @@ def card(measured: Measured, recipe: Recipe) -> str:
             "",
         ]
     )
+
+
+def _precision(recipe: Recipe) -> str:
+    return "" if recipe.precision == "fp32" else f" --precision {recipe.precision}"
 
 
 def shortened_iterations(recipe: Recipe) -> int:

@@ -24,7 +24,7 @@ from pipeline.model_pack import (
 )
 from training.starter import ARCHITECTURE, CANVAS, DRAW_WEIGHTS, Recipe
 
-PACK_VERSION = "1.0"  # other weights, other version: results name it
+PACK_VERSION = "1.1"  # other weights, other version: results name it
 MINIMUM_LESION_MM3 = 5.0  # 10 mm3 costs lesion F1 on patient 19
 LEFT_RIGHT: Literal[1] = (
     1  # axis of (row, column): a brain is nearly its own mirror image that way only

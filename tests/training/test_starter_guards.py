@@ -66,10 +66,6 @@ def test_a_repeat_gives_the_same_mask(pack: ModelPack, shared_data: Path) -> Non
 
 @pytest.mark.training
 @pytest.mark.timeout(900)
-@pytest.mark.xfail(
-    strict=True,
-    reason="starter 1.0 marks 2.4 ml (hippocampus, insula, cingulum), as its card says",
-)
 def test_little_is_marked_in_a_1_mm_head_never_trained_on(
     pack: ModelPack, shared_data: Path
 ) -> None:
