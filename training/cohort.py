@@ -4,8 +4,8 @@ It is told by a manifest (CSV or TOML) or by a folder convention:
 
 - **manifest**: a line (CSV: comma, semicolon or tab) or a `[[case]]` table (TOML) per session with
   `patient`, `image` and `mask`, and where known `session`, `mask_rater2`, `slice_order`,
-  `lesion_free`, `scanner`, `field_strength_t`, `sex`, `age`, `phenotype`. Paths start at the folder
-  of the manifest.
+  `lesion_free`, `mask_checked`, `scanner`, `field_strength_t`, `sex`, `age`, `phenotype`. Paths
+  start at the folder of the manifest.
 - **BIDS**: `sub-*/[ses-*/]anat/*_FLAIR.nii.gz`, masks below `derivatives/` with "lesion" in their
   name, `participants.tsv` and the field strength of the image's JSON where they are there.
 - **plain folders**: `PATIENT/[SESSION/]flair.nii.gz` (or `flair/`, a DICOM series) beside
@@ -78,6 +78,8 @@ class CohortCase:
     slice_order: SliceOrder | None = None
     lesion_free: bool = False
     """Somebody looked and found no lesion: an empty mask is then right."""
+    mask_checked: bool = False
+    """Somebody looked: the mask is where it belongs, though its mirror image is brighter."""
     scanner: str = ""
     field_strength_t: float | None = None
     sex: Sex | None = None
@@ -135,6 +137,7 @@ class _Line(BaseModel):
     mask_rater2: str = ""
     slice_order: _Perhaps[SliceOrder] = None
     lesion_free: _Perhaps[bool] = None
+    mask_checked: _Perhaps[bool] = None
     scanner: str = ""
     field_strength_t: _Perhaps[Annotated[float, Field(gt=0, allow_inf_nan=False)]] = None
     sex: _Perhaps[Sex] = None
@@ -155,6 +158,7 @@ class _Line(BaseModel):
             paths(self.mask_rater2),
             self.slice_order,
             bool(self.lesion_free),
+            bool(self.mask_checked),
             self.scanner,
             self.field_strength_t,
             self.sex,
@@ -231,6 +235,7 @@ def _together(one: CohortCase, other: CohortCase) -> CohortCase:
         tuple(dict.fromkeys(one.second_masks + other.second_masks)),
         one.slice_order or other.slice_order,
         one.lesion_free and other.lesion_free,
+        one.mask_checked and other.mask_checked,
         one.scanner,
         one.field_strength_t,
         one.sex,

@@ -63,6 +63,7 @@ from training.masks import (
     StandardMask,
     head_level,
     read_mask_for,
+    refuse_mirrored,
     refuse_unlikely,
 )
 from training.splits import (
@@ -204,6 +205,8 @@ def prepare_case(case: CohortCase, folder: Path, rules: Rules) -> Row:
     for one in (first, second):
         if one is not None:
             refuse_unlikely(one.mask, image)
+            if not case.mask_checked:
+                refuse_mirrored(one.mask, image)
     row = _described(case, image, header, first, second)
     _write_case(folder, case, image, first, second, row)
     return row
@@ -311,6 +314,8 @@ def _described(
     connected = ndimage.generate_binary_structure(3, 3)
     scanner, field_t, notes = _scanner(case, header)
     level = head_level(image)
+    if image.lossy:
+        notes.append("the images were compressed with loss")
     if first.mask.any() and np.median(image.voxels[first.mask]) < level:
         notes.append("the marked voxels are darker than the head: look at the overlay")
     if not first.mask.any():
@@ -421,6 +426,7 @@ def _based_on(case: CohortCase, rules: Rules) -> Row:
             case.session,
             case.slice_order or rules.masks.slice_order,
             case.lesion_free,
+            case.mask_checked,
             case.scanner,
             case.field_strength_t,
             case.sex,
@@ -561,6 +567,10 @@ def _notes(prepared: Sequence[Row]) -> list[str]:
         f"the masks of {' and '.join(same)} are the same: one may be of another patient"
         for same in _sharing([row for row in prepared if row["lesion_ml"]], "mask_digest")
     ]
+    images = Counter(row["image_digest"] for row in prepared)
+    for digest in (digest for digest, count in images.items() if count > 1):
+        names = [row["case"] for row in prepared if row["image_digest"] == digest]
+        notes.append(f"the images of {' and '.join(names)} are the same")
     negatives = sum(row["lesion_ml"] == 0 for row in prepared)
     if negatives:
         notes.append(f"{negatives} cases without a lesion")

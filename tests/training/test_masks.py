@@ -13,11 +13,18 @@ from PIL import Image
 from pydicom.dataset import Dataset
 
 from dicom.errors import StudyError
-from dicom.volume import Grid, Volume, read_volume, write_nifti
+from dicom.volume import Grid, Volume, read_nifti, read_volume, write_nifti
 from tests.conftest import FlairSeries, oblique_affine
 from tests.training.cohorts import GRID, SHAPE, head, lesion, volume, write_seg
 from training.cohort import SliceOrder
-from training.masks import LabelMaps, MaskRules, read_mask_for, refuse_unlikely, to_binary
+from training.masks import (
+    LabelMaps,
+    MaskRules,
+    read_mask_for,
+    refuse_mirrored,
+    refuse_unlikely,
+    to_binary,
+)
 
 Make = Callable[..., FlairSeries]
 MASK = lesion(3)
@@ -329,3 +336,39 @@ def test_a_mask_beside_the_head_is_refused() -> None:
     assert caught.value.reason == "mask-off-head"
     refuse_unlikely(MASK, volume(MASK))
     refuse_unlikely(np.zeros(SHAPE, np.bool_), volume(MASK))
+
+
+def patch(slices: slice, rows: slice, columns: slice) -> npt.NDArray[np.bool_]:
+    mask = np.zeros(SHAPE, np.bool_)
+    mask[slices, rows, columns] = True
+    return mask
+
+
+@pytest.mark.parametrize("axes", [(2,), (1,), (0,), (1, 2), (0, 1, 2)], ids=str)
+def test_a_mask_whose_mirror_image_lies_on_the_lesions_is_refused(axes: tuple[int, ...]) -> None:
+    lesions = patch(slice(0, 2), slice(3, 8), slice(3, 8))  # 50 voxels, twice as bright as the rest
+    refuse_mirrored(lesions, volume(lesions))
+    with pytest.raises(StudyError, match="mirrored") as caught:
+        refuse_mirrored(np.flip(lesions, axes), volume(lesions))
+    assert caught.value.reason == "mask-orientation"
+
+
+def test_faint_lesions_and_few_voxels_are_left_to_the_reader() -> None:
+    lesions = patch(slice(0, 2), slice(3, 8), slice(3, 8))
+    nothing = np.zeros(SHAPE, np.bool_)
+    refuse_mirrored(np.flip(lesions, 2), volume(nothing))
+    few = lesions.copy()
+    few[0, 3, 3] = False  # 49
+    refuse_mirrored(np.flip(few, 2), volume(few))
+
+
+@pytest.mark.parametrize("patient", ["patient07", "patient19"])
+def test_a_real_mask_is_refused_when_its_voxels_were_mirrored(
+    shared_data: Path, patient: str
+) -> None:
+    folder = shared_data / "ms_mni" / patient
+    image = read_nifti(folder / "flair.nii.gz")
+    mask = read_nifti(folder / "lesion.nii.gz").voxels > 0
+    refuse_mirrored(mask, image)
+    with pytest.raises(StudyError, match="left to right"):
+        refuse_mirrored(np.flip(mask, 2), image)
