@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import JsonValue
 
 from training.metrics_command import register_metrics
+from training.prepare_command import register_prepare
 from training.validate_command import register_validate
 
 if TYPE_CHECKING:
@@ -27,7 +28,9 @@ LEFT_OUT_SHARE = 0.4  # of the iterations: the curve on a left-out patient is fl
 def register(subparsers: Any) -> None:  # noqa: ANN401  # argparse names no public type for it
     """Add every command of training."""
     train = subparsers.add_parser("train", help="train models", description="Train models.")
-    _register_starter(train.add_subparsers(title="commands", dest="train_command", required=True))
+    commands = train.add_subparsers(title="commands", dest="train_command", required=True)
+    register_prepare(commands)
+    _register_starter(commands)
     register_metrics(subparsers)
     register_validate(subparsers)
 
