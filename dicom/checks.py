@@ -169,6 +169,7 @@ def check_sr(
     _require(_template(sr) == "1500", "the report does not name TID 1500")
     _require(sr.VerificationFlag == "UNVERIFIED", "the report is marked as verified")
     _check_evidence(sr, sources, seg)
+    _check_own_scheme(sr, report)
     statements = tuple(
         str(item.TextValue)
         for summary in _named(sr, codes.SUMMARY)
@@ -508,6 +509,7 @@ def _check_volumetric(
     number = measured.region.number
     _check_tracking(group, measured.region.tracking_uid, measured.region.tracking_id)
     _check_quantities(group, measured.quantities, f"region {number}")
+    _check_answers(group, measured)
     segments = _named(group, codes.REFERENCED_SEGMENT)
     _, uid, _, numbers = _reference(_only(segments, "Referenced Segment"))
     if (uid, numbers) != (str(seg.SOPInstanceUID), (number,)):
@@ -521,12 +523,44 @@ def _check_volumetric(
         _fail(f"region {number} names other images than it lies on")
 
 
+def _check_answers(group: Dataset, measured: MeasuredRegion) -> None:
+    """What it is, where, and every coded answer; nothing else is coded."""
+    expected = [(_key(codes.FINDING), _key(measured.region.property_type))]
+    if measured.site is not None:
+        expected.append((_key(codes.FINDING_SITE), _key(measured.site)))
+    expected += [(_key(question), _key(answer)) for question, answer in measured.evaluations]
+    found = [
+        (_code(item), _value_code(item))
+        for item in group.ContentSequence
+        if item.ValueType == "CODE"
+    ]
+    if sorted(found) != sorted(expected):
+        _fail(f"region {measured.region.number} is coded as lying elsewhere")
+
+
+def _check_own_scheme(sr: Dataset, report: Report) -> None:
+    """Our codes are declared exactly when they are used."""
+    declared = [
+        str(item.CodingSchemeDesignator)
+        for item in sr.get("CodingSchemeIdentificationSequence") or ()
+    ]
+    used = any(
+        code.scheme_designator == codes.OWN_SCHEME
+        for measured in report.regions
+        for pair in measured.evaluations
+        for code in pair
+    )
+    _require(declared == [codes.OWN_SCHEME] * used, "coding schemes are declared that differ")
+
+
 def _check_planar(
     group: Dataset, measured: MeasuredRegion, sources: Sequence[Dataset], footprint: Footprint
 ) -> None:
     number = measured.region.number
     _check_tracking(group, measured.region.tracking_uid, measured.region.tracking_id)
     _check_quantities(group, (), f"outline {number}")
+    said = {_code(item) for item in group.ContentSequence if item.ValueType == "CODE"}
+    _require(said == {_key(codes.FINDING)}, f"outline {number} says more than its finding")
     line = _only(_named(group, codes.IMAGE_REGION), "Image Region")
     *image, _ = _reference(_only(line.get("ContentSequence"), "image of an outline"))
     if tuple(image) != _image(sources[footprint.largest_slice]):

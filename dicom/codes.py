@@ -1,7 +1,9 @@
-"""The codes our results use: SCT, DCM and UCUM only.
+"""The codes our results use: SCT, DCM and UCUM, and five of our own for the regions of lesions.
 
-A private scheme would need an entry in the Coding Scheme Identification Sequence and is read by
-nobody else. Where no standard code says what we mean, we say it in words instead.
+A private scheme needs an entry in the Coding Scheme Identification Sequence and is read by nobody
+else. The regions that multiple sclerosis is judged by have no standard code (the DICOM dictionary
+names cerebral white matter, but not which part of it), and programs should count them: so they
+have ours, beside the nearest standard site. Elsewhere we say in words what no code says.
 """
 
 from __future__ import annotations
@@ -19,6 +21,20 @@ LESION_OF_BRAIN: Final = Code("301766008", "SCT", "Lesion of brain")
 """CID 7151, Segmentation Property Types. Not DCM 110702 (White Matter T2 Hyperintensity): lesions
 of the brain stem and the cortex are found too. No code of a disease: that is the reader's."""
 BRAIN: Final = Code("12738006", "SCT", "Brain")
+CEREBRAL_WHITE_MATTER: Final = Code("68523003", "SCT", "Cerebral White Matter")
+CEREBRAL_HEMISPHERE: Final = Code("372073000", "SCT", "Cerebral hemisphere")
+FINDING: Final = Code("121071", "DCM", "Finding")
+FINDING_SITE: Final = Code("363698007", "SCT", "Finding Site")
+"""CID 7151. No code says "brain stem or cerebellum": such a lesion has the site `BRAIN`."""
+
+# --- our own: how lesions of multiple sclerosis are told apart by place
+OWN_SCHEME: Final = "99FLAIRNODE"
+OWN_SCHEME_NAME: Final = "flairnode: regions of white matter lesions, approximate"
+REGION_OF_LESION: Final = Code("REGION", OWN_SCHEME, "Region of lesion (approximate)")
+PERIVENTRICULAR: Final = Code("PERIVENTRICULAR", OWN_SCHEME, "Periventricular")
+JUXTACORTICAL: Final = Code("JUXTACORTICAL", OWN_SCHEME, "Juxtacortical or cortical")
+INFRATENTORIAL: Final = Code("INFRATENTORIAL", OWN_SCHEME, "Infratentorial")
+DEEP_WHITE_MATTER: Final = Code("DEEP_WM", OWN_SCHEME, "Deep white matter")
 
 # --- measurements
 VOLUME: Final = Code("118565006", "SCT", "Volume")

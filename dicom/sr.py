@@ -44,6 +44,9 @@ class MeasuredRegion:
 
     region: RegionOfInterest
     quantities: tuple[Quantity, ...]
+    site: Code | None = None
+    evaluations: tuple[tuple[Code, Code], ...] = ()
+    """Coded questions and answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +143,8 @@ def build_sr(
             specific_character_set=UTF_8,
         )
         built.ContentSequence = content
+        if any(measured.evaluations for measured in report.regions):
+            built.CodingSchemeIdentificationSequence = [_own_scheme()]
         if predecessor is not None:
             built.PredecessorDocumentsSequence = [_hierarchical(predecessor)]
         return dated_bytes(built, identity)
@@ -154,6 +159,15 @@ def _hierarchical(reference: DocumentReference) -> Dataset:
     study.StudyInstanceUID = reference.study_instance_uid
     study.ReferencedSeriesSequence = [series]
     return study
+
+
+def _own_scheme() -> Dataset:
+    """PS3.3 C.12.1.1: who answers for codes that no standard has."""
+    scheme = Dataset()
+    scheme.CodingSchemeDesignator = codes.OWN_SCHEME
+    scheme.CodingSchemeName = codes.OWN_SCHEME_NAME
+    scheme.CodingSchemeResponsibleOrganization = MANUFACTURER
+    return scheme
 
 
 def _observer(report: Report) -> hd.sr.ObserverContext:
@@ -212,7 +226,14 @@ def _volumetric_group(
             ],
         ),
         finding_type=region.property_type,
+        finding_sites=None
+        if measured.site is None
+        else [hd.sr.FindingSite(anatomic_location=measured.site)],
         measurements=[_measurement(quantity) for quantity in measured.quantities],
+        qualitative_evaluations=[
+            hd.sr.QualitativeEvaluation(name=name, value=value)
+            for name, value in measured.evaluations
+        ],
     )
 
 
@@ -221,7 +242,7 @@ def _outline_group(
     footprint: Footprint,
     sources: Sequence[Dataset],
 ) -> hd.sr.PlanarROIMeasurementsAndQualitativeEvaluations:
-    """Only the line. OHIF merges it with the volumetric group and would print numbers twice."""
+    """Only the line. OHIF merges it with the volumetric group, and would print all else twice."""
     source = sources[footprint.largest_slice]
     frame = frame_number(source)
     return hd.sr.PlanarROIMeasurementsAndQualitativeEvaluations(

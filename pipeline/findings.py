@@ -12,8 +12,15 @@ from scipy import ndimage
 from pipeline.lesions import LesionMap
 from pipeline.morphology import Mask
 
+PERIVENTRICULAR = "periventricular"
+JUXTACORTICAL = "juxtacortical"
+INFRATENTORIAL = "infratentorial"
+DEEP_WHITE_MATTER = "deep-white-matter"
+REGIONS = (PERIVENTRICULAR, JUXTACORTICAL, INFRATENTORIAL, DEEP_WHITE_MATTER)
+"""Where a lesion lies, approximately: `pipeline.regions` has the rule. In the order of reports."""
+
 NOT_ASSESSED = "not-assessed"
-"""Region of a lesion for which no region was looked for."""
+"""Region of a lesion when no region could be told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +43,11 @@ class Lesion:
     disagreement: float
     """Mean over its voxels of the members' standard deviation: 0 agreed, 0.5 at most."""
     region: str = NOT_ASSESSED
+    """One of `REGIONS`, or `NOT_ASSESSED`."""
+    ventricle_mm: float | None = None
+    """Least distance in the slice to a lateral ventricle; None: not on its slices, or unknown."""
+    cortex_mm: float | None = None
+    """Least distance in the slice to the cortex of the cerebrum; None as above."""
 
     def as_json(self) -> dict[str, JsonValue]:
         """For `process --json` and `result.json`. Slices count from 1, as a viewer does."""
@@ -49,6 +61,8 @@ class Lesion:
             "mean_probability": round(self.mean_probability, 4),
             "disagreement": round(self.disagreement, 4),
             "region": self.region,
+            "ventricle_mm": _rounded(self.ventricle_mm),
+            "cortex_mm": _rounded(self.cortex_mm),
         }
 
 
@@ -66,15 +80,38 @@ class Findings:
         """Number of lesions. 0 is a finding: the volume was analysed and none was found."""
         return len(self.lesions)
 
+    def lesions_in(self, region: str) -> tuple[Lesion, ...]:
+        """The lesions of one region, by number."""
+        return tuple(lesion for lesion in self.lesions if lesion.region == region)
+
+    @property
+    def regions_assessed(self) -> bool:
+        """Is the region of every lesion known? Also true when there is none."""
+        return not self.lesions_in(NOT_ASSESSED)
+
     def as_json(self) -> dict[str, JsonValue]:
         """The `findings` of `process --json` and `result.json`."""
         return {
             "lesion_count": self.lesion_count,
             "total_volume_ml": round(self.total_volume_ml, 6),
             "lesions": [lesion.as_json() for lesion in self.lesions],
+            "regions": {region: self._region_as_json(region) for region in self._regions_told()},
             "dropped_small": self.dropped_small,
             "dropped_leaks": self.dropped_leaks,
         }
+
+    def _regions_told(self) -> tuple[str, ...]:
+        # Where nothing was assessed, a count of 0 in a region would be a claim.
+        return REGIONS if self.regions_assessed else (NOT_ASSESSED,)
+
+    def _region_as_json(self, region: str) -> dict[str, JsonValue]:
+        lesions = self.lesions_in(region)
+        volume_ml = sum(lesion.volume_ml for lesion in lesions)
+        return {"count": len(lesions), "volume_ml": round(volume_ml, 6)}
+
+
+def _rounded(length_mm: float | None) -> float | None:
+    return None if length_mm is None else round(length_mm, 2)
 
 
 def measure(lesions: LesionMap) -> Findings:

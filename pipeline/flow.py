@@ -21,7 +21,8 @@ from pipeline.findings import Findings, measure
 from pipeline.lesions import LesionMap, find_lesions
 from pipeline.model_pack import Manifest
 from pipeline.preprocess import prepare, restore
-from pipeline.quality import Flag, Quality, gate, judge
+from pipeline.quality import Flag, Quality, gate, judge, region_flags
+from pipeline.regions import Anatomy, NotPlaced, locate_structures, name_regions
 
 OnStage = Callable[[str], None]
 
@@ -55,6 +56,8 @@ class Analysis:
     findings: Findings
     quality: Quality
     timing_s: Mapping[str, float]
+    anatomy: Anatomy | NotPlaced | None = None
+    """What the regions of the lesions were told by; None: there was no lesion."""
 
 
 class Stopwatch:
@@ -117,6 +120,12 @@ def analyse(
             probability, disagreement, volume, brain, manifest, prepared.core_median
         )
         findings = measure(lesions)
+    anatomy = None
+    if findings.lesions:
+        with stage("regions"):
+            anatomy = locate_structures(volume, brain)
+            findings = name_regions(findings, lesions.labels, anatomy)
     with stage("quality"):
-        quality = judge(volume, brain, lesions, findings, manifest, flags)
-    return Analysis(volume, brain, lesions, findings, quality, stage.timing_s)
+        also = (*flags, *region_flags(anatomy))
+        quality = judge(volume, brain, lesions, findings, manifest, also)
+    return Analysis(volume, brain, lesions, findings, quality, stage.timing_s, anatomy)

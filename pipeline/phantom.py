@@ -12,18 +12,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Literal, NamedTuple
 from uuid import UUID, uuid5
 
-import nibabel
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from dicom.volume import Affine, Grid, Volume
+from pipeline.atlas import read_template_maps
 
 Floats = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
@@ -40,7 +38,6 @@ PLANES_PER_SLAB = 5
 
 _ROOM = ((24, 18), (18, 18), (18, 18))  # template voxels around the brain, for scalp and neck
 _MIDDLE_OF_BRAIN = (7.0, 18.0, 0.0)  # from the MNI origin (anterior commissure), 1 mm
-_ICBM = "mni_icbm152_{map}_tal_nlin_sym_09a_converted.nii.gz"
 _UID_NAMESPACE = UUID("5f1a4d1e-8b0c-5d63-9a55-0c7e2d7f4a10")  # of phantoms: never that of results
 
 LesionKind = Literal["periventricular", "deep", "juxtacortical", "confluent"]
@@ -207,24 +204,9 @@ def _template() -> tuple[Floats, Floats, Mask, Point]:
 
     (slice, row, column) run to superior, posterior, left; 1 mm; cut to the brain and `_ROOM`.
     """
-    # Read by path: importing nilearn takes longer than everything else here.
-    package = find_spec("nilearn")
-    if package is None or package.origin is None:
-        raise FileNotFoundError("nilearn is not installed: it holds the MNI152 maps")
-    folder = Path(package.origin).parent / "datasets" / "data"
-    images = {
-        name: nibabel.Nifti1Image.from_filename(folder / _ICBM.format(map=name))
-        for name in ("t1", "wm", "gm")
-    }
-    # NIfTI indices run to the right, front and top (RAS): turned to LPS.
-    stored = {
-        name: np.asarray(image.dataobj).transpose(2, 1, 0)[:, ::-1, ::-1]
-        for name, image in images.items()
-    }
-    size = np.array(stored["t1"].shape)
-    ras = -np.asarray(images["t1"].affine)[:3, 3]
-    origin = np.array((ras[2], size[1] - 1 - ras[1], size[2] - 1 - ras[0]))
-    (box,) = ndimage.find_objects((stored["t1"] > 0).astype(np.uint8))
+    maps = read_template_maps()
+    stored = {"t1": maps.t1, "wm": maps.white, "gm": maps.grey}
+    (box,) = ndimage.find_objects((maps.t1 > 0).astype(np.uint8))
 
     def cut(name: str) -> npt.NDArray[np.uint8]:
         return np.pad(stored[name][box], _ROOM)
@@ -235,7 +217,7 @@ def _template() -> tuple[Floats, Floats, Mask, Point]:
     brain = np.asarray(outside != outside[0, 0, 0], bool)
     white, grey = (cut(name).astype(np.float32) / np.float32(255) for name in ("wm", "gm"))
     start = np.array([side.start for side in box]) - [before for before, _ in _ROOM]
-    return white, grey, brain, np.asarray(origin - start, float)
+    return white, grey, brain, np.asarray(maps.origin - start, float)
 
 
 def _head_affine(origin: Point, rng: np.random.Generator) -> Affine:

@@ -44,6 +44,7 @@ from pipeline.morphology import (
     fill_holes_in_plane,
 )
 from pipeline.orientation import AxialView, axial_view
+from pipeline.regions import Anatomy, NotPlaced
 from pipeline.resample import coarser_in_plane
 
 Severity = Literal["review", "fail"]
@@ -213,6 +214,21 @@ def neighbour_correlation(volume: Volume) -> float:
 
 
 # --- after the analysis ---------------------------------------------------------------------
+
+
+def region_flags(anatomy: Anatomy | NotPlaced | None) -> tuple[Flag, ...]:
+    """That no region was told, where there were lesions to tell it of."""
+    if not isinstance(anatomy, NotPlaced):
+        return ()
+    return (
+        Flag(
+            "regions-not-assessed",
+            "The regions of the lesions could not be told: the template of a brain does not fit"
+            f" this one ({anatomy.explanation}). The brain may be unusual, incomplete, or its mask"
+            " wrong.",
+            "review",
+        ),
+    )
 
 
 def judge(

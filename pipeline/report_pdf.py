@@ -120,7 +120,7 @@ class PdfReport:
     flags: tuple[str, ...]
     """Of the quality check, in sentences."""
     regions: tuple[tuple[str, str, str], ...]
-    """Region, number of lesions, volume in ml; () when no region was looked for."""
+    """Region, number of lesions, volume in ml; () when no region is known."""
     lesions: tuple[LesionRow, ...]
     more_lesions: str
     """What is said of lesions that have no row; "" when all have one."""
@@ -281,7 +281,7 @@ def _regions(regions: Sequence[tuple[str, str, str]]) -> Iterator[Flowable]:
     ]
     table = Table([heads, *rows], colWidths=[80 * mm, 30 * mm, 35 * mm], hAlign="LEFT")
     table.setStyle(TableStyle(_ruled()))
-    yield KeepTogether([_heading("Regions"), table])
+    yield KeepTogether([_heading("Regions (approximate)"), table])
 
 
 def _pictures(pictures: Sequence[KeyPicture]) -> Flowable:

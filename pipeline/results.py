@@ -55,8 +55,16 @@ from pipeline.appearance import COLOURS_CIELAB as COLOURS_CIELAB
 from pipeline.appearance import RESEARCH_BANNER as RESEARCH_BANNER
 from pipeline.appearance import colour_cielab, colour_rgb
 from pipeline.brain import BrainMask
-from pipeline.findings import NOT_ASSESSED as NO_REGION
-from pipeline.findings import Findings, Lesion, measure
+from pipeline.findings import (
+    DEEP_WHITE_MATTER,
+    INFRATENTORIAL,
+    JUXTACORTICAL,
+    PERIVENTRICULAR,
+    REGIONS,
+    Findings,
+    Lesion,
+    measure,
+)
 from pipeline.flow import Analysis
 from pipeline.key_images import (
     Writing,
@@ -67,6 +75,7 @@ from pipeline.key_images import (
 )
 from pipeline.model_pack import Manifest, ModelPack
 from pipeline.orientation import axial_view
+from pipeline.regions import Anatomy, name_regions
 from pipeline.report_pdf import TITLE, LesionRow, PdfReport, build_pdf
 
 RESULT_REVISION: Final = "2"
@@ -83,9 +92,28 @@ LESIONS_IN_WORDS: Final = 20
 """So many have a line in the summary. All have their measurements."""
 
 NOT_ASSESSED: Final = (
-    "Not assessed: spinal cord, optic nerve, regions of the lesions (periventricular, cortical or "
-    "juxtacortical, infratentorial), contrast enhancement, change since earlier studies."
+    "Not assessed: spinal cord, optic nerve, contrast enhancement, change since earlier studies."
 )
+NO_REGIONS: Final = (
+    "Not assessed: regions of the lesions (periventricular, juxtacortical or cortical, "
+    "infratentorial, deep white matter)."
+)
+
+REGION_RULE: Final = (
+    "Regions are approximate, by an average brain laid over this one: infratentorial, most of the "
+    "lesion lies below the tentorium; else periventricular, it touches a lateral ventricle in the "
+    "plane of the slices; else juxtacortical, it touches the cerebral cortex there or lies in it "
+    "(the two are not told apart); else deep white matter, deep grey matter included."
+)
+
+REGION_CODES: Final = {
+    PERIVENTRICULAR: (codes.CEREBRAL_WHITE_MATTER, codes.PERIVENTRICULAR),
+    # Cortex or white matter below it: a site that is both.
+    JUXTACORTICAL: (codes.CEREBRAL_HEMISPHERE, codes.JUXTACORTICAL),
+    INFRATENTORIAL: (codes.BRAIN, codes.INFRATENTORIAL),
+    DEEP_WHITE_MATTER: (codes.CEREBRAL_WHITE_MATTER, codes.DEEP_WHITE_MATTER),
+}
+"""The nearest site that has a standard code, and the region in our own."""
 
 LESIONS_IN_PDF: Final = 40
 """So many have a row there, one page of them; the largest come first."""
@@ -390,13 +418,22 @@ def _report(given: _Input, findings: Findings) -> Report:
             ),
         ),
         regions=tuple(
-            MeasuredRegion(region, _quantities(lesion))
+            _measured(region, lesion)
             for region, lesion in zip(_regions(given, findings), findings.lesions, strict=True)
         ),
         algorithm=_algorithm(given),
         device_uid=result_uid("device", given.pack.digest),
         device_name=f"flairnode, model {manifest.name} {manifest.version}",
     )
+
+
+def _measured(region: RegionOfInterest, lesion: Lesion) -> MeasuredRegion:
+    if (
+        lesion.region not in REGION_CODES
+    ):  # not assessed: no code, rather than one that may be wrong
+        return MeasuredRegion(region, _quantities(lesion))
+    site, answer = REGION_CODES[lesion.region]
+    return MeasuredRegion(region, _quantities(lesion), site, ((codes.REGION_OF_LESION, answer),))
 
 
 def _quantities(lesion: Lesion) -> tuple[Quantity, ...]:
@@ -419,13 +456,15 @@ def _statements(given: _Input, findings: Findings) -> tuple[str, ...]:
     return (
         *((RESEARCH_BANNER,) if manifest.status == "research" else ()),
         found_in_words(findings),
+        *_regions_in_words(findings),
         *_lesions_in_words(given, findings),
         "Measured by software on one FLAIR series. Not verified by a physician; no diagnosis.",
         f"Quality check: {analysis.quality.verdict.upper()}.",
         *(f"Quality, {flag.severity}: {flag.message}" for flag in analysis.quality.flags),
-        NOT_ASSESSED,
+        _not_assessed_in_words(findings),
         _analysed_in_words(given),
         _rule_in_words(manifest),
+        *_region_rule_in_words(given),
         *_left_out_in_words(findings, manifest),
         _brain_in_words(analysis.brain),
         f"Model: {manifest.name} {manifest.version}, {len(manifest.folds)} members, status "
@@ -451,6 +490,34 @@ def _long_lesions(findings: Findings) -> int:
     return sum(lesion.long_axis_mm >= LONG_MM for lesion in findings.lesions)
 
 
+def _regions_in_words(findings: Findings) -> tuple[str, ...]:
+    """Counts, no criterion: dissemination in space is the reader's verdict, on more than this."""
+    if not findings.lesions or not findings.regions_assessed:
+        return ()
+    counts = (f"{region_in_words(region)} {len(findings.lesions_in(region))}" for region in REGIONS)
+    return (
+        f"Regions with lesions on this series (approximate): {', '.join(counts)};"
+        " spinal cord and optic nerve not assessed.",
+    )
+
+
+def _not_assessed_in_words(findings: Findings) -> str:
+    return NOT_ASSESSED if findings.regions_assessed else f"{NOT_ASSESSED} {NO_REGIONS}"
+
+
+def _region_rule_in_words(given: _Input) -> tuple[str, ...]:
+    anatomy = given.analysis.anatomy
+    if not isinstance(anatomy, Anatomy):
+        return ()
+    if anatomy.own_ventricles:
+        return (REGION_RULE,)
+    return (
+        REGION_RULE,
+        "The lateral ventricles could not be seen in the images: those of the average brain were"
+        " taken.",
+    )
+
+
 def _lesions_in_words(given: _Input, findings: Findings) -> tuple[str, ...]:
     """For viewers that show the text of a report and nothing else; the largest come first."""
     names = given.image_names
@@ -461,7 +528,8 @@ def _lesions_in_words(given: _Input, findings: Findings) -> tuple[str, ...]:
         lines.append(
             f"Lesion {lesion.label}: {lesion.volume_ml:.3f} ml, {lesion.long_axis_mm:.1f} mm long, "
             f"{where}, largest on {names[lesion.largest_slice]}; "
-            f"mean probability {lesion.mean_probability:.2f}."
+            f"mean probability {lesion.mean_probability:.2f}"
+            + (f"; {region_in_words(lesion.region)}." if lesion.region in REGIONS else ".")
         )
     if more := findings.lesion_count - len(lines):
         lines.append(f"{more} more, all smaller: see the measurements below.")
@@ -595,7 +663,7 @@ def _pdf_report(given: _Input, findings: Findings) -> PdfReport:
         more_lesions=f"{more} more, all smaller: the structured report measures them."
         if more
         else "",
-        not_assessed=NOT_ASSESSED,
+        not_assessed=_not_assessed_in_words(findings),
         analysed=(
             ("Series", f"{given.series_number}: {given.series_description}".rstrip(": ")),
             ("Images", _geometry_in_words(given)),
@@ -607,6 +675,7 @@ def _pdf_report(given: _Input, findings: Findings) -> PdfReport:
             " looked at.",
             _brain_in_words(analysis.brain),
             _rule_in_words(manifest),
+            *_region_rule_in_words(given),
             *_left_out_in_words(findings, manifest),
         ),
         model=(
@@ -637,15 +706,16 @@ def _lesion_row(given: _Input, lesion: Lesion) -> LesionRow:
 
 
 def _region_rows(findings: Findings) -> tuple[tuple[str, str, str], ...]:
-    """() when no region was looked for: a table of one row that says so helps nobody."""
-    volumes: dict[str, list[float]] = {}
-    for lesion in findings.lesions:
-        volumes.setdefault(lesion.region, []).append(lesion.volume_ml)
-    if volumes.keys() <= {NO_REGION}:
+    """() when no region is known: a table of one row that says so helps nobody."""
+    if not findings.lesions or not findings.regions_assessed:
         return ()
     return tuple(
-        (region_in_words(region), str(len(some)), f"{sum(some):.3f}")
-        for region, some in sorted(volumes.items())
+        (
+            region_in_words(region),
+            str(len(findings.lesions_in(region))),
+            f"{sum(lesion.volume_ml for lesion in findings.lesions_in(region)):.3f}",
+        )
+        for region in REGIONS
     )
 
 
@@ -697,7 +767,9 @@ def _check(given: _Input, results: Sequence[ResultObject], captures: Sequence[Ca
     if seg is not None:
         regions = _regions(given, analysis.findings)
         labels = check_seg(seg, given.sources, grid, analysis.lesions.labels, regions)
-    again = measure(replace(analysis.lesions, labels=labels))
+    again = name_regions(
+        measure(replace(analysis.lesions, labels=labels)), labels, analysis.anatomy
+    )
     if again != analysis.findings:
         raise ResultCheckError("the findings are not those of the Segmentation")
     sr = _only(of_kind, "sr")

@@ -73,7 +73,19 @@ def report_of(labels: Labels, grid: Grid) -> Report:
             evaluations=((codes.QUALITY_ASSESSMENT, codes.QUALITY_MET),),
         ),
         regions=tuple(
-            MeasuredRegion(region, (volume(int(np.sum(labels == region.number))),))
+            MeasuredRegion(
+                region,
+                (volume(int(np.sum(labels == region.number))),),
+                # One of them has a place, so that a report is seen with and without.
+                *(
+                    (
+                        codes.CEREBRAL_WHITE_MATTER,
+                        ((codes.REGION_OF_LESION, codes.PERIVENTRICULAR),),
+                    )
+                    if region.number == 2
+                    else ()
+                ),
+            )
             for region in regions
         ),
         algorithm=ALGORITHM,

@@ -93,11 +93,18 @@ def test_every_region_has_a_volumetric_and_an_outline_group_of_one_tracking_uid(
     assert uids == [segments, segments]
 
 
-def test_the_volume_is_in_one_of_the_two_groups_and_no_site_is_in_either(built: Built) -> None:
+def test_a_site_and_a_region_are_in_the_volumetric_group_alone(built: Built) -> None:
+    for code in ("363698007", "REGION"):
+        assert [len(named(g, code)) for g in groups(built.sr, "1411")] == [0, 1, 0]
+        assert [len(named(g, code)) for g in groups(built.sr, "1410")] == [0, 0, 0]
+    (scheme,) = built.sr.CodingSchemeIdentificationSequence
+    assert scheme.CodingSchemeDesignator == "99FLAIRNODE"
+    assert scheme.CodingSchemeResponsibleOrganization == built.sr.Manufacturer
+
+
+def test_the_volume_is_in_one_of_the_two_groups(built: Built) -> None:
     assert [len(named(g, "118565006")) for g in groups(built.sr, "1411")] == [1, 1, 1]
     assert [len(named(g, "118565006")) for g in groups(built.sr, "1410")] == [0, 0, 0]
-    for template in ("1410", "1411"):
-        assert not [site for g in groups(built.sr, template) for site in named(g, "363698007")]
 
 
 def test_a_volume_is_voxels_times_their_distances_not_slice_thickness(built: Built) -> None:
@@ -158,13 +165,16 @@ def test_a_report_of_a_segmentation_of_one_segment_is_built(make_flair_series: M
     assert len(groups(built.sr, "1411")) == 1
 
 
-def test_only_standard_coding_schemes_are_used(built: Built) -> None:
+def test_coding_schemes_are_standard_or_declared(built: Built) -> None:
     schemes = {
         element.value
         for element in built.sr.iterall()
         if element.keyword == "CodingSchemeDesignator"
     }
-    assert schemes <= {"SCT", "DCM", "UCUM", "RFC5646"}  # the last for the language
+    declared = {
+        str(item.CodingSchemeDesignator) for item in built.sr.CodingSchemeIdentificationSequence
+    }
+    assert schemes <= {"SCT", "DCM", "UCUM", "RFC5646"} | declared  # RFC5646: the language
 
 
 def test_no_clock_of_this_machine_is_in_a_report(built: Built) -> None:
@@ -301,6 +311,22 @@ def _better_quality(sr: Dataset) -> None:
     named(sr, "111050")[0].ConceptCodeSequence[0].CodeValue = "111236"
 
 
+def _other_region(sr: Dataset) -> None:
+    named(sr, "REGION")[0].ConceptCodeSequence[0].CodeValue = "JUXTACORTICAL"
+
+
+def _other_site(sr: Dataset) -> None:
+    named(groups(sr, "1411")[1], "363698007")[0].ConceptCodeSequence[0].CodeValue = "12738006"
+
+
+def _region_in_the_outline(sr: Dataset) -> None:
+    groups(sr, "1410")[1].ContentSequence.append(named(sr, "REGION")[0])
+
+
+def _undeclared_scheme(sr: Dataset) -> None:
+    del sr.CodingSchemeIdentificationSequence
+
+
 def _other_patient(sr: Dataset) -> None:
     sr.PatientID = "TEST-2"
 
@@ -336,6 +362,10 @@ def _long_uid(sr: Dataset) -> None:
         _oncology,
         _other_words,
         _better_quality,
+        _other_region,
+        _other_site,
+        _region_in_the_outline,
+        _undeclared_scheme,
         _other_patient,
         _future_study,
         _long_uid,

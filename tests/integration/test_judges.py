@@ -22,11 +22,20 @@ from scipy import ndimage
 from config.settings import SelectionSettings
 from dicom.series import Series, read_series, read_study
 from dicom.volume import Grid, read_volume, stack_grid
+from pipeline.key_images import region_in_words
 from pipeline.note import Refusal, build_note
 from pipeline.results import ResultObject, build_results
 from pipeline.selection import choose
 from tests.enhanced import write_enhanced
-from tests.pipeline.analysed import SETTINGS, analysed, no_lesions, pack, three_lesions
+from tests.pipeline.analysed import (
+    SETTINGS,
+    analysed,
+    analysis_of,
+    anatomy_of_three,
+    no_lesions,
+    pack,
+    three_lesions,
+)
 
 Make = Callable[..., Any]
 Labels = npt.NDArray[np.int32]
@@ -123,10 +132,14 @@ def tid1500_numbers(sr: Path, folder: Path) -> dict[tuple[int, str], float]:
     return found
 
 
-def judge(series: Series, labels: Labels, folder: Path) -> dict[str, Path]:
+def judge(
+    series: Series, labels: Labels, folder: Path, *, regions: bool = False
+) -> dict[str, Path]:
     """Everything a judge can say of the results of one series."""
     grid, _ = stack_grid(series)
     analysis = analysed(series, labels)
+    if regions:
+        analysis = analysis_of(analysis.volume, labels, anatomy=anatomy_of_three(analysis.volume))
     results = build_results(series, analysis, pack(), SETTINGS, ALL_KINDS)
     paths = written(results, folder)
     for path in paths.values():
@@ -158,7 +171,8 @@ def judge(series: Series, labels: Labels, folder: Path) -> dict[str, Path]:
         assert numbers[number, "118565006"] == pytest.approx(volume_ml, abs=6e-6)
     probability = dcmqi_probability(paths["probability"], grid, folder / "map")
     np.testing.assert_array_equal(probability, analysis.lesions.probability)
-    judge_pictures_and_document(results, paths, numbers, folder)
+    named = [region_in_words(lesion.region) for lesion in analysis.findings.lesions]
+    judge_pictures_and_document(results, paths, numbers, named, folder)
     return paths
 
 
@@ -166,6 +180,7 @@ def judge_pictures_and_document(
     results: tuple[ResultObject, ...],
     paths: dict[str, Path],
     numbers: dict[tuple[int, str], float],
+    regions: list[str],
     folder: Path,
 ) -> None:
     """DCMTK draws the key images as they were drawn; poppler finds the numbers of the report."""
@@ -182,13 +197,33 @@ def judge_pictures_and_document(
     assert f"{numbers[0, '118565006']:.2f} ml {numbers[0, '246206008']:.0f} " in said
     for (number, code), value in numbers.items():
         if number and code == "118565006":
-            assert re.search(rf" {number} not assessed {value:.3f} ", said)
+            assert re.search(rf" {number} {regions[number - 1]} {value:.3f} ", said)
 
 
 def test_judges_agree_on_an_oblique_anisotropic_phantom(
     make_flair_series: Make, tmp_path: Path
 ) -> None:
     judge(make_flair_series().series, three_lesions(), tmp_path)
+
+
+def test_judges_agree_on_regions_in_a_scheme_of_our_own(
+    make_flair_series: Make, tmp_path: Path
+) -> None:
+    paths = judge(make_flair_series().series, three_lesions(), tmp_path, regions=True)
+    printed = run(DSRDUMP, "+U8", "+Pc", paths["sr"])
+    for said in (
+        '(PERIVENTRICULAR,99FLAIRNODE,"Periventricular")',
+        '(JUXTACORTICAL,99FLAIRNODE,"Juxtacortical or cortical")',
+        '(INFRATENTORIAL,99FLAIRNODE,"Infratentorial")',
+        '(68523003,SCT,"Cerebral White Matter")',
+    ):
+        assert printed.count(said) == 1
+    warned = subprocess.run([DCIODVFY, paths["sr"]], capture_output=True, check=False, timeout=50)
+    # It knows no private scheme, declared or not, and finds nothing else to say of ours.
+    coding = [line for line in warned.stderr.decode().splitlines() if "Coding" in line]
+    assert {line.split(" for ")[0] for line in coding} == {
+        "Warning - Unrecognized defined term <99FLAIRNODE>"
+    }
 
 
 def test_judges_agree_on_another_obliquity_and_a_single_lesion(

@@ -16,6 +16,8 @@ from pipeline.flow import Analysis
 from pipeline.lesions import LesionMap
 from pipeline.model_pack import ModelPack
 from pipeline.quality import Flag, Quality
+from pipeline.regions import Anatomy, NotPlaced, name_regions
+from pipeline.registration import Placement
 from tests.pipeline.tiny_pack import manifest
 
 SETTINGS: dict[str, JsonValue] = {"mirroring_axes": [1], "precision": "float32"}
@@ -42,7 +44,28 @@ def pack(status: str = "research", **changes: object) -> ModelPack:
     return ModelPack(manifest(status=status, **changes), Path("/no/such/pack"), "5a" * 32)
 
 
-def analysis_of(volume: Volume, labels: Labels, quality: Quality = REVIEW) -> Analysis:
+def anatomy_of_three(volume: Volume) -> Anatomy:
+    """Drawn by hand so that `three_lesions` are periventricular, juxtacortical, infratentorial."""
+    ventricles, cortex, below = (np.zeros(volume.grid.shape, bool) for _ in range(3))
+    ventricles[2, 10:20, 15:18] = True
+    cortex[6, 33:36, 18:28] = True
+    below[8:] = True
+    return Anatomy(
+        lateral_ventricles=ventricles,
+        cortex=cortex,
+        infratentorial=below,
+        grid=volume.grid,
+        placement=Placement(np.eye(4), 0.96),
+        own_ventricles=True,
+    )
+
+
+def analysis_of(
+    volume: Volume,
+    labels: Labels,
+    quality: Quality = REVIEW,
+    anatomy: Anatomy | NotPlaced | None = None,
+) -> Analysis:
     """Probability .75 in every lesion and a little more in its first voxels."""
     probability = np.where(labels > 0, 0.75, 0.1).astype(np.float32)
     probability[labels == 1] += np.float32(0.125)
@@ -57,7 +80,8 @@ def analysis_of(volume: Volume, labels: Labels, quality: Quality = REVIEW) -> An
     brain = BrainMask(
         np.ones(volume.grid.shape, bool), volume.grid, "surface-refine", "1", {"opening_mm": 3.0}
     )
-    return Analysis(volume, brain, lesions, measure(lesions), quality, {})
+    findings = name_regions(measure(lesions), labels, anatomy)
+    return Analysis(volume, brain, lesions, findings, quality, {}, anatomy)
 
 
 def analysed(series: Series, labels: Labels, quality: Quality = REVIEW) -> Analysis:

@@ -135,6 +135,15 @@ def test_no_lesion_is_a_finding() -> None:
         "lesion_count": 0,
         "total_volume_ml": 0.0,
         "lesions": [],
+        "regions": {
+            region: {"count": 0, "volume_ml": 0.0}
+            for region in (
+                "periventricular",
+                "juxtacortical",
+                "infratentorial",
+                "deep-white-matter",
+            )
+        },
         "dropped_small": 3,
         "dropped_leaks": 1,
     }
@@ -154,4 +163,10 @@ def test_json_holds_what_the_command_line_promises(two_lesions: np.ndarray) -> N
         "mean_probability": 0.75,
         "disagreement": 0.075,
         "region": "not-assessed",
+        "ventricle_mm": None,
+        "cortex_mm": None,
+    }
+    # No 0 in a region that nobody looked for.
+    assert written["regions"] == {
+        "not-assessed": {"count": 2, "volume_ml": pytest.approx(0.053625)}
     }

@@ -16,10 +16,12 @@ from dicom.identity import is_own_result
 from dicom.part10 import part10_bytes, read_part10
 from dicom.reference import DocumentReference
 from dicom.series import Series
+from dicom.volume import read_volume
 from pipeline.appearance import colour_rgb
 from pipeline.brain import BrainMask
 from pipeline.flow import Analysis
 from pipeline.quality import Flag, Quality
+from pipeline.regions import Anatomy, NotPlaced
 from pipeline.results import (
     COLOURS_CIELAB,
     RESEARCH_BANNER,
@@ -32,6 +34,7 @@ from tests.pipeline.analysed import (
     SETTINGS,
     analysed,
     analysis_of,
+    anatomy_of_three,
     no_lesions,
     pack,
     three_lesions,
@@ -311,6 +314,82 @@ def test_the_summary_says_what_was_not_assessed_and_what_a_lesion_is(
         "10 slices 6.50 mm apart, 48 x 36 pixels of 0.50 x 0.75 mm",
     ):
         assert words in said
+
+
+def with_regions(make: Make) -> tuple[Series, Analysis]:
+    series = make().series
+    volume = read_volume(series)
+    return series, analysis_of(volume, three_lesions(), anatomy=anatomy_of_three(volume))
+
+
+def test_regions_are_counted_in_words_and_are_no_criterion(make_flair_series: Make) -> None:
+    series, analysis = with_regions(make_flair_series)
+    results = build_results(series, analysis, pack(), SETTINGS, ALL_KINDS)
+    said = summary(results[1])
+    assert said[2] == (
+        "Regions with lesions on this series (approximate): periventricular 1, juxtacortical 1,"
+        " infratentorial 1, deep white matter 0; spinal cord and optic nerve not assessed."
+    )
+    assert said[3].endswith("mean probability 0.88; periventricular.")
+    assert said[5].endswith("infratentorial.")
+    words = " ".join(said)
+    assert "Regions are approximate, by an average brain laid over this one" in words
+    assert "Not assessed: spinal cord, optic nerve, contrast" in words
+    assert "Not assessed: regions" not in words
+    assert "dissemination" not in words.lower()
+    assert "mcdonald" not in words.lower()
+    (document,) = (result.dataset for result in results if result.kind == "pdf")
+    printed = printed_strings(document.EncapsulatedDocument)
+    assert "Regions (approximate)" in printed
+    assert {"deep white matter", "0.000"} <= set(printed)
+
+
+def test_regions_are_coded_with_the_nearest_site_and_our_own_code(make_flair_series: Make) -> None:
+    series, analysis = with_regions(make_flair_series)
+    report = build_results(series, analysis, pack(), SETTINGS)[1].dataset
+    coded = [
+        [
+            child.ConceptCodeSequence[0].CodeValue
+            for child in group.ContentSequence
+            if child.ValueType == "CODE" and child.ConceptNameCodeSequence[0].CodeValue in names
+        ]
+        for group in report.ContentSequence[-1].ContentSequence
+        for names in [("363698007", "REGION")]
+    ]
+    # Totals, then the volumetric and the outline group of each; the totals have the brain.
+    assert coded == [
+        ["12738006"],
+        ["68523003", "PERIVENTRICULAR"], [],
+        ["372073000", "JUXTACORTICAL"], [],
+        ["12738006", "INFRATENTORIAL"], [],
+    ]  # fmt: skip
+    (scheme,) = report.CodingSchemeIdentificationSequence
+    assert scheme.CodingSchemeDesignator == "99FLAIRNODE"
+
+
+def test_a_template_that_does_not_fit_leaves_every_region_not_assessed(
+    make_flair_series: Make,
+) -> None:
+    series = make_flair_series().series
+    volume = read_volume(series)
+    failed = NotPlaced("template and brain mask overlap by Dice 0.42; 0.90 is the least")
+    analysis = analysis_of(volume, three_lesions(), anatomy=failed)
+    report = build_results(series, analysis, pack(), SETTINGS)[1]
+    said = " ".join(summary(report))
+    assert "Not assessed: regions of the lesions (periventricular, juxtacortical" in said
+    assert "Regions with lesions" not in said
+    assert "CodingSchemeIdentificationSequence" not in report.dataset
+    assert {lesion.region for lesion in analysis.findings.lesions} == {"not-assessed"}
+
+
+def test_another_anatomy_than_the_findings_were_named_by_gives_no_result(
+    make_flair_series: Make,
+) -> None:
+    series, analysis = with_regions(make_flair_series)
+    assert isinstance(analysis.anatomy, Anatomy)
+    moved = replace(analysis.anatomy, cortex=np.zeros_like(analysis.anatomy.cortex))
+    with pytest.raises(ResultCheckError, match="not those of the Segmentation"):
+        build_results(series, replace(analysis, anatomy=moved), pack(), SETTINGS)
 
 
 def test_brain_method_version_parameters_and_weights_stand_in_both_objects(
