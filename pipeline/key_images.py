@@ -337,6 +337,8 @@ def _legend(draw: ImageDraw.ImageDraw, lesions: Sequence[Lesion], focus: Sequenc
             draw.text((left + 26, y + 21), region_in_words(lesion.region), GREY, font(14))
     y = top + 34 + len(chosen) * step
     said = ["Values are of the whole lesion,", "on all of its slices."]
+    if with_regions:
+        said.append("Regions are approximate.")
     if more := len(lesions) - len(chosen):
         said.insert(0, f"And {more} more on this slice.")
     draw.multiline_text((left, y), "\n".join(said), GREY, font(14))

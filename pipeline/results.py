@@ -102,8 +102,9 @@ NO_REGIONS: Final = (
 REGION_RULE: Final = (
     "Regions are approximate, by an average brain laid over this one: infratentorial, most of the "
     "lesion lies below the tentorium; else periventricular, it touches a lateral ventricle in the "
-    "plane of the slices; else juxtacortical, it touches the cerebral cortex there or lies in it "
-    "(the two are not told apart); else deep white matter, deep grey matter included."
+    "plane of the slices (or on the next slice of a 3-D acquisition); else juxtacortical, it "
+    "touches the cerebral cortex in that way or lies in it (the two are not told apart); else deep "
+    "white matter, deep grey matter included."
 )
 
 REGION_CODES: Final = {

@@ -17,6 +17,7 @@ from dicom.identity import normalised_header
 from dicom.volume import Grid, Volume, read_volume, slice_headers
 from pipeline.flow import Analysis, analyse
 from pipeline.model_pack import Canvas
+from pipeline.regions import NotPlaced
 from pipeline.results import build_results
 from tests.enhanced import write_enhanced
 from tests.pipeline.analysed import SETTINGS, pack
@@ -73,6 +74,19 @@ def axial() -> Analysis:
 @cache
 def analysed_in(plane: str) -> Analysis:
     return analyse(turned(head_with_lesions(), PLANES[plane]), Bright(), WHOLE_HEAD)
+
+
+def test_regions_are_a_stage_of_their_own_that_no_lesion_skips() -> None:
+    assert "regions" in axial().timing_s
+    # An ellipsoid with ventricles is no brain to the template.
+    assert isinstance(axial().anatomy, NotPlaced)
+    assert {lesion.region for lesion in axial().findings.lesions} == {"not-assessed"}
+    assert "regions-not-assessed" in {flag.code for flag in axial().quality.flags}
+    healthy, _ = ellipsoid_head(shape=SHAPE, spacing_mm=(2.0, 1.9, 1.8))
+    analysis = analyse(healthy, Bright(), WHOLE_HEAD)
+    assert not analysis.findings.lesions
+    assert "regions" not in analysis.timing_s
+    assert analysis.anatomy is None
 
 
 @pytest.mark.parametrize("plane", PLANES)

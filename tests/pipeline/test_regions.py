@@ -135,7 +135,7 @@ def test_counts_and_volumes_of_the_regions_add_up_to_the_findings() -> None:
 
 
 def test_without_a_place_of_the_template_nothing_is_guessed() -> None:
-    failed = NotPlaced("template and brain mask overlap by Dice 0.50; 0.90 is the least")
+    failed = NotPlaced("template and brain mask overlap by Dice 0.50; 0.92 is the least")
     findings = named(at(2, 10, 8), failed)
     assert [lesion.region for lesion in findings.lesions] == [NOT_ASSESSED]
     assert set(findings.as_json()["regions"]) == {NOT_ASSESSED}
