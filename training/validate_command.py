@@ -37,8 +37,8 @@ def _register_run(subparsers: Any) -> None:  # noqa: ANN401
         description="CASES holds a folder for each case, with reference.nii.gz and either "
         "prediction.nii.gz or, with --model, flair.nii.gz (and brain.nii.gz where it came "
         "stripped). CASES/patients.csv (case,patient) says which cases are of one patient. Writes "
-        "DIR/cases/NAME.json for each case and DIR/summary.json, and goes on where it was stopped. "
-        "Exit 0 when every case was analysed, 3 when one was not (its reason is in its file).",
+        "DIR/cases/NAME.json for each case, DIR/pictures and DIR/summary.json, and goes on where "
+        "it was stopped. Exit 0 when every case was analysed, 3 when one was not (its reason is in its file).",
     )
     run.add_argument("cases", type=Path, metavar="CASES")
     run.add_argument("--output", type=Path, required=True, metavar="DIR")
@@ -76,9 +76,15 @@ def run_paper(arguments: argparse.Namespace) -> int:
 def run_cases(arguments: argparse.Namespace) -> int:
     """Measure what has no row yet, summarise, and print."""
     from training.summary import in_words, summarise
-    from training.validate import read_cases, run, write_whole
+    from training.validate import RUN, SUMMARY, read_cases, run, software, write_whole
 
     cases = read_cases(arguments.cases)
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    # Before the first case: a report of a run that was stopped has to know what is missing.
+    write_whole(
+        arguments.output / RUN,
+        {"cases": [case.name for case in cases], "seed": arguments.seed, "software": software()},
+    )
     model = None
     if arguments.model is not None:
         from config.loader import load_settings
@@ -93,7 +99,7 @@ def run_cases(arguments: argparse.Namespace) -> int:
     )
     summary = summarise(rows, seed=arguments.seed)
     summary["model"] = None if model is None else dict(model.identity)
-    write_whole(arguments.output / "summary.json", summary)
+    write_whole(arguments.output / SUMMARY, summary)
     text = json.dumps(summary) if arguments.json else in_words(summary)
     sys.stdout.write(f"{text}\n")
     return EXIT_DONE if all(row["outcome"] == Outcome.ANALYSED for row in rows) else EXIT_REFUSED
