@@ -38,7 +38,8 @@ def _register_run(subparsers: Any) -> None:  # noqa: ANN401
         "prediction.nii.gz or, with --model, flair.nii.gz (and brain.nii.gz where it came "
         "stripped). CASES/patients.csv (case,patient) says which cases are of one patient. Writes "
         "DIR/cases/NAME.json for each case, DIR/pictures and DIR/summary.json, and goes on where "
-        "it was stopped. Exit 0 when every case was analysed, 3 when one was not (its reason is in its file).",
+        "it was stopped. Exit 0 when every case was analysed, 3 when one was not (its reason is "
+        "in its file).",
     )
     run.add_argument("cases", type=Path, metavar="CASES")
     run.add_argument("--output", type=Path, required=True, metavar="DIR")
