@@ -323,6 +323,9 @@ def in_words(summary: Mapping[str, Any]) -> str:
     lines.append(
         f"cases without a lesion: {empty['n']}, of them {empty['correct_negatives']} without a mark"
     )
+    for name, count in summary.get("left_out", {}).items():
+        if count:
+            lines.append(f"Left out of these figures: {count} {name.replace('_', ' ')}.")
     if cases["patients"] < FEW_PATIENTS:
         lines.append(
             f"Intervals from {cases['patients']} patients are too narrow: too few to draw from."

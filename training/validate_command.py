@@ -27,6 +27,7 @@ def register_validate(subparsers: Any) -> None:  # noqa: ANN401  # argparse name
     )
     commands = validate.add_subparsers(title="commands", dest="validate_command", required=True)
     _register_run(commands)
+    _register_report(commands)
     _register_paper(commands)
 
 
@@ -53,6 +54,25 @@ def _register_run(subparsers: Any) -> None:  # noqa: ANN401
     run.set_defaults(run=run_cases)
 
 
+def _register_report(subparsers: Any) -> None:  # noqa: ANN401
+    report = subparsers.add_parser(
+        "report",
+        help="make the report of a run: a page, a PDF, tables",
+        description="Makes report.html (one file, works offline), report.pdf, report.json, "
+        "cases.csv, slices.csv and lesions.csv from the files that `validate run` wrote; no image "
+        "is needed. Exit 0, or 3 where an acceptance test was asked for and is not passed.",
+    )
+    report.add_argument("run_folder", type=Path, metavar="RUN_DIR")
+    report.add_argument(
+        "--acceptance", type=Path, metavar="FILE.toml", help="thresholds declared beforehand"
+    )
+    report.add_argument(
+        "--baseline", type=Path, metavar="OTHER_RUN", help="a run on the same cases, to compare"
+    )
+    report.add_argument("--output", type=Path, metavar="DIR", help="(RUN_DIR/report)")
+    report.set_defaults(run=run_report)
+
+
 def _register_paper(subparsers: Any) -> None:  # noqa: ANN401
     paper = subparsers.add_parser(
         "paper",
@@ -74,8 +94,30 @@ def run_paper(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def run_report(arguments: argparse.Namespace) -> int:
+    """Build, write, and say where it is."""
+    from training.acceptance import read_declaration
+    from training.report import read_run, write
+
+    output = arguments.output or arguments.run_folder / "report"
+    report = write(
+        arguments.run_folder,
+        output,
+        declaration=read_declaration(arguments.acceptance) if arguments.acceptance else None,
+        baseline=read_run(arguments.baseline) if arguments.baseline else None,
+    )
+    sys.stdout.write(f"{output / 'report.html'}\n{output / 'report.pdf'}\n")
+    if report.verdict is None:
+        return EXIT_DONE
+    sys.stdout.write(f"acceptance test: {report.verdict.judgement}\n")
+    for one in report.verdict.judged:
+        sys.stdout.write(f"  {one.label}: {one.judgement}. {one.reason}\n")
+    return EXIT_DONE if report.verdict.judgement == "passed" else EXIT_REFUSED
+
+
 def run_cases(arguments: argparse.Namespace) -> int:
     """Measure what has no row yet, summarise, and print."""
+    from training.cohort_figures import split
     from training.summary import in_words, summarise
     from training.validate import RUN, SUMMARY, read_cases, run, software, write_whole
 
@@ -98,7 +140,12 @@ def run_cases(arguments: argparse.Namespace) -> int:
         nsd_tolerance_mm=arguments.nsd_tolerance_mm,
         on_row=_say,
     )
-    summary = summarise(rows, seed=arguments.seed)
+    cohorts = split(rows)
+    summary = summarise(cohorts.main, seed=arguments.seed)
+    summary["left_out"] = {
+        "in_training": len(cohorts.in_training) if cohorts.held_out else 0,
+        "semi_synthetic": len(cohorts.semi_synthetic),
+    }
     summary["model"] = None if model is None else dict(model.identity)
     write_whole(arguments.output / SUMMARY, summary)
     text = json.dumps(summary) if arguments.json else in_words(summary)

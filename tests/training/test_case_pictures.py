@@ -10,7 +10,14 @@ from PIL import Image
 from dicom.volume import Grid, Volume
 from pipeline.slice_picture import view_of
 from tests.training.pictures import volume
-from training.case_pictures import PREDICTION_RGB, REFERENCE_RGB, choose, draw_masks, draw_pictures
+from training.case_pictures import (
+    PREDICTION_RGB,
+    REFERENCE_RGB,
+    Choice,
+    choose,
+    draw_masks,
+    draw_pictures,
+)
 from training.case_rows import lesion_rows
 from training.metrics import compare
 
@@ -62,12 +69,20 @@ def test_both_outlines_are_drawn_where_the_masks_are(tmp_path: Path) -> None:
     reference[1, 10:20, 10:15] = True
     prediction[1, 40:50, 25:30] = True
     view = view_of(image, brain, np.zeros(grid.shape, np.int32))
-    pixels = draw_masks(image, view, 1, (reference, prediction))
+    pixels = draw_masks(image, view, Choice("overview", 1, 0), (reference, prediction))
     blue = np.argwhere((pixels == REFERENCE_RGB).all(axis=-1)).mean(axis=0) / pixels.shape[:2]
     amber = np.argwhere((pixels == PREDICTION_RGB).all(axis=-1)).mean(axis=0) / pixels.shape[:2]
     # The whole 60 x 40 is shown: 15 mm around the brain are more than there is.
     assert np.abs(blue - (15 / 60, 12.5 / 40)).max() < 0.02
     assert np.abs(amber - (45 / 60, 27.5 / 40)).max() < 0.02
+
+    # Corners stand 6 pixels away from the lesion that the picture is of, and leave the lines alone.
+    box = (slice(40, 50), slice(25, 30))
+    focused = draw_masks(image, view, Choice("false", 1, 0, box), (reference, prediction))
+    rows, columns = np.nonzero((focused != pixels).any(axis=-1))
+    amber_rows, amber_columns = np.nonzero((pixels == PREDICTION_RGB).all(axis=-1))
+    assert (rows.min(), rows.max()) == (amber_rows.min() - 6, amber_rows.max() + 6)
+    assert (columns.min(), columns.max()) == (amber_columns.min() - 6, amber_columns.max() + 6)
 
     shown = draw_pictures(tmp_path, "one", image, brain, (reference, prediction))
     assert isinstance(shown, list)
@@ -76,3 +91,8 @@ def test_both_outlines_are_drawn_where_the_masks_are(tmp_path: Path) -> None:
     for one in shown:
         with Image.open(tmp_path / one["file"]) as picture:
             assert picture.size == pixels.shape[1::-1]
+            kept = np.array(picture.convert("RGB"))
+        for colour in (REFERENCE_RGB, PREDICTION_RGB):
+            assert ((kept == colour).all(axis=-1) == (pixels == colour).all(axis=-1)).all()
+        # Beside white corners: greys of 62 steps.
+        assert np.quantile(np.abs(kept.astype(int) - pixels), 0.99) <= 5
