@@ -122,7 +122,11 @@ def as_published(counts: SliceCounts) -> dict[str, Estimate | None]:
     rows: dict[str, Estimate | None] = dict.fromkeys(RATES)
     for label, rate in WHAT_IT_IS.items():
         part, whole = rates[rate]
-        rows[label] = Estimate(part / whole, *wilson(part / whole, counts.n), counts.n)
+        rows[label] = (
+            Estimate(part / whole, *wilson(part / whole, counts.n), counts.n)
+            if whole
+            else Estimate(None, None, None, counts.n)
+        )
     return rows
 
 

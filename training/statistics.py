@@ -238,6 +238,64 @@ def paired_bootstrap(
     return cluster_bootstrap(clusters, difference, seed=seed, draws=draws, confidence=confidence)
 
 
+def ratio_bootstrap(
+    clusters: Mapping[str, Sequence[tuple[float, float]]],
+    *,
+    less: Mapping[str, Sequence[tuple[float, float]]] | None = None,
+    seed: int,
+    draws: int = DRAWS,
+    confidence: float = CONFIDENCE,
+) -> Bootstrap:
+    """`cluster_bootstrap` of the sum of parts over the sum of wholes: the same draws, at once.
+
+    A share is parts of wholes; a mean is values of wholes of 1, and (0, 0) where it is not defined.
+
+    Args:
+        clusters: Part and whole of each row of each patient.
+        less: Of the same patients; their ratio is taken from the first: two packs on the same rows
+            (`paired_bootstrap`).
+        seed: The same seed gives the same interval.
+        draws: How many cohorts.
+        confidence: Of the intervals.
+    """
+    names = sorted(clusters)
+    tables = [clusters] if less is None else [clusters, less]
+    sums = np.array(
+        [[np.sum(table[name], axis=0) for table in tables] for name in names], np.float64
+    ).reshape(len(names), len(tables), 2)
+
+    def of(chosen: npt.NDArray[np.integer]) -> Floats:
+        """(draws, patients) to a value each; NaN, which never leaves here, is not defined."""
+        parts, wholes = np.moveaxis(sums[chosen].sum(axis=1), -1, 0)
+        shares = np.divide(parts, wholes, out=np.full(wholes.shape, np.nan), where=wholes != 0)
+        return np.asarray(shares[:, 0] if less is None else shares[:, 0] - shares[:, 1], np.float64)
+
+    count = len(names)
+    everyone = np.arange(count)
+    value = _finite(float(of(everyone[None])[0])) if count else None
+    drawn = np.empty(0)
+    if count >= SMALLEST_COHORT and value is not None:
+        chosen = np.random.default_rng(seed).integers(0, count, (draws, count))
+        drawn = np.concatenate([of(part) for part in np.array_split(chosen, 20)])
+    defined = drawn[np.isfinite(drawn)]
+    undefined = len(drawn) - len(defined)
+    percentile = bca = None
+    if value is not None and len(drawn) and undefined <= UNDEFINED_DRAWS_ALLOWED * len(drawn):
+        left_out = of(np.array([np.delete(everyone, out) for out in everyone]))
+        percentile = _between(defined, (1 - confidence) / 2, (1 + confidence) / 2)
+        bca = _bca(value, defined, [_finite(one) for one in left_out.tolist()], confidence)
+    return Bootstrap(
+        value=value,
+        percentile=percentile,
+        bca=bca,
+        clusters=count,
+        n=sum(len(some) for some in clusters.values()),
+        draws=len(drawn),
+        undefined_draws=undefined,
+        seed=seed,
+    )
+
+
 def _bca(
     value: float, draws: Floats, left_out: Sequence[float | None], confidence: float
 ) -> tuple[float, float] | None:

@@ -31,11 +31,11 @@ from training.statistics import (
     DRAWS,
     Calibration,
     bland_altman,
-    cluster_bootstrap,
     icc,
     mean,
     pearson,
     proportion,
+    ratio_bootstrap,
 )
 from training.voxel_metrics import ratio
 
@@ -118,9 +118,9 @@ def _metric(*path: str) -> Read:
 def _mean(rows: Sequence[Row], read: Read, by: Draws) -> JsonValue:
     """Mean over the cases where it is defined, and how many those are."""
 
-    def average(values: Sequence[float | None]) -> float | None:
-        defined = [value for value in values if value is not None]
-        return ratio(sum(defined), len(defined))
+    def part(row: Row) -> tuple[float, float]:
+        value = read(row)
+        return (0.0, 0.0) if value is None else (value, 1.0)
 
     whole = mean([read(row) for row in rows])
     return {
@@ -128,8 +128,8 @@ def _mean(rows: Sequence[Row], read: Read, by: Draws) -> JsonValue:
         "sd": whole.sd,
         "n": whole.n,
         "undefined": whole.undefined,
-        "bootstrap": cluster_bootstrap(
-            _by_patient(rows, read), average, seed=by.seed, draws=by.draws
+        "bootstrap": ratio_bootstrap(
+            _by_patient(rows, part), seed=by.seed, draws=by.draws
         ).as_json(),
     }
 
@@ -137,13 +137,10 @@ def _mean(rows: Sequence[Row], read: Read, by: Draws) -> JsonValue:
 def _share(rows: Sequence[Row], part: Read, whole: Read, by: Draws) -> JsonValue:
     """A share of things that are counted over all cases, drawn by patient."""
 
-    def counts(row: Row) -> tuple[int, int]:
+    def counts(row: Row) -> tuple[float, float]:
         return int(part(row) or 0), int(whole(row) or 0)
 
-    def share(some: Sequence[tuple[int, int]]) -> float | None:
-        return ratio(sum(one[0] for one in some), sum(one[1] for one in some))
-
-    drawn = cluster_bootstrap(_by_patient(rows, counts), share, seed=by.seed, draws=by.draws)
+    drawn = ratio_bootstrap(_by_patient(rows, counts), seed=by.seed, draws=by.draws)
     return {
         "value": drawn.value,
         "part": sum(counts(row)[0] for row in rows),
@@ -261,13 +258,10 @@ def _table(patients: Mapping[str, SliceCounts], by: Draws) -> dict[str, JsonValu
 
 
 def _rate(patients: Mapping[str, SliceCounts], name: str, by: Draws) -> JsonValue:
-    def share(tables: Sequence[tuple[int, int]]) -> float | None:
-        return ratio(sum(one[0] for one in tables), sum(one[1] for one in tables))
-
     shares = {patient: [table.rates[name]] for patient, table in patients.items()}
     return {
         "wilson": proportion(*_sum(patients.values()).rates[name]).as_json(),
-        "bootstrap": cluster_bootstrap(shares, share, seed=by.seed, draws=by.draws).as_json(),
+        "bootstrap": ratio_bootstrap(shares, seed=by.seed, draws=by.draws).as_json(),
     }
 
 
@@ -329,6 +323,9 @@ def in_words(summary: Mapping[str, Any]) -> str:
     lines.append(
         f"cases without a lesion: {empty['n']}, of them {empty['correct_negatives']} without a mark"
     )
+    for name, count in summary.get("left_out", {}).items():
+        if count:
+            lines.append(f"Left out of these figures: {count} {name.replace('_', ' ')}.")
     if cases["patients"] < FEW_PATIENTS:
         lines.append(
             f"Intervals from {cases['patients']} patients are too narrow: too few to draw from."

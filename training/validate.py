@@ -8,8 +8,13 @@ What failed is tried again.
     CASES/patients.csv              case,patient: for patients with several cases (optional)
     CASES/CASE/reference.nii.gz     the expert's mask
     CASES/CASE/prediction.nii.gz    a mask made before; or, with a model:
-    CASES/CASE/flair.nii.gz         the image, with skull
+    CASES/CASE/flair.nii.gz         the image, with skull (without a model: for pictures)
     CASES/CASE/brain.nii.gz         its brain, where the image came stripped (optional)
+    CASES/CASE/second.nii.gz        the mask of a second reader (optional)
+
+Further columns of `patients.csv` go into the report as they are; these it knows: `centre`, `fold`,
+`scanner`, `field_strength_t`, `sex`, `age`, `phenotype`, `semi_synthetic` and `in_training` (yes or
+no), `repeat_of` (another case, of the same patient scanned again).
 """
 
 from __future__ import annotations
@@ -20,8 +25,11 @@ import json
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
+from platform import python_version
 from typing import Any, Protocol
 
 import numpy as np
@@ -29,22 +37,25 @@ from pydantic import JsonValue
 
 from dicom.errors import EmptyInputError, Outcome, SeriesError, StudyError, UnreadableError
 from dicom.volume import Grid, read_nifti
-from pipeline.brain import supplied_mask
-from pipeline.flow import Analysis, Segmenter, analyse
+from pipeline.brain import BrainMask, supplied_mask
+from pipeline.flow import Segmenter, analyse
 from pipeline.model_pack import Manifest
+from training.case_pictures import draw_pictures
+from training.case_rows import calibration_sums, disagreement_sums, lesion_rows, slice_rows
 from training.metrics import compare, read_mask, refuse_other_grid
-from training.slice_metrics import OverlapRule, slice_overlaps
-from training.statistics import calibration
 from training.voxel_metrics import NSD_TOLERANCE_MM, Mask
 
-MEASURES_REVISION = "1"
+MEASURES_REVISION = "2"
 """Raised when a measure changes: rows of another revision are measured again."""
 
-REFERENCE, PREDICTION, FLAIR, BRAIN = (
-    f"{name}.nii.gz" for name in ("reference", "prediction", "flair", "brain")
+REFERENCE, PREDICTION, FLAIR, BRAIN, SECOND = (
+    f"{name}.nii.gz" for name in ("reference", "prediction", "flair", "brain", "second")
 )
 PATIENTS = "patients.csv"
-ROWS = "cases"
+ROWS, PICTURES, RUN, SUMMARY = "cases", "pictures", "run.json", "summary.json"
+"""Of the output: a file per case, its pictures, which cases were asked for, the figures."""
+YES_OR_NO = ("semi_synthetic", "in_training")
+COMPUTED_WITH = ("flairnode", "numpy", "scipy", "torch")
 
 Row = dict[str, Any]
 """What a case's JSON file holds."""
@@ -77,6 +88,8 @@ class Case:
     name: str
     patient: str
     folder: Path
+    about: Mapping[str, str] = field(default_factory=dict)
+    """Further columns of `patients.csv` that are filled in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +122,20 @@ def read_cases(folder: Path) -> tuple[Case, ...]:
     if not folders:
         raise EmptyInputError(f"{folder} holds no folder: a case is a folder with {REFERENCE}")
     names = [path.name for path in folders]
-    patients = _read_patients(folder / PATIENTS, names)
-    return tuple(Case(path.name, patients[path.name], path) for path in folders)
+    lines = _read_patients(folder / PATIENTS, names)
+    return tuple(
+        Case(
+            path.name,
+            lines[path.name]["patient"],
+            path,
+            {
+                column: value
+                for column, value in lines[path.name].items()
+                if column not in ("case", "patient") and value
+            },
+        )
+        for path in folders
+    )
 
 
 def run(
@@ -125,7 +150,7 @@ def run(
 
     Args:
         cases: From `read_cases`.
-        output: Rows go to `cases/NAME.json` below it.
+        output: Rows go to `cases/NAME.json` below it, pictures to `pictures`.
         model: Segments every `flair.nii.gz`; None: every `prediction.nii.gz` is read.
         nsd_tolerance_mm: Of the normalised surface distance.
         on_row: Told of each case.
@@ -138,7 +163,11 @@ def run(
         row = _kept_row(path, measured_with)
         kept = row is not None
         if row is None:
-            row = measured_with | measure_case(case, model, nsd_tolerance_mm)
+            row = measured_with | measure_case(
+                case, model, nsd_tolerance_mm, pictures=output / PICTURES
+            )
+        if not kept or row.get("about") != dict(case.about):
+            row["about"] = dict(case.about)  # says who was measured, and changes no measure
             write_whole(path, row)
         if on_row is not None:
             on_row(row, kept=kept)
@@ -147,21 +176,39 @@ def run(
 
 
 def measure_case(
-    case: Case, model: Model | None, nsd_tolerance_mm: float = NSD_TOLERANCE_MM
+    case: Case,
+    model: Model | None,
+    nsd_tolerance_mm: float = NSD_TOLERANCE_MM,
+    pictures: Path | None = None,
 ) -> Row:
-    """What became of one case. Nothing that goes wrong in a case stops the others."""
+    """What became of one case. Nothing that goes wrong in a case stops the others.
+
+    Args:
+        case: From `read_cases`.
+        model: Segments the image; None: the prediction is read.
+        nsd_tolerance_mm: Of the normalised surface distance.
+        pictures: Folder for pictures of it; None: no pictures.
+    """
     started = time.perf_counter()
+    peak_is_of_case = _forget_peak()
     row: Row = {
         "outcome": Outcome.ANALYSED.value,
         "reason": "",
         "explanation": "",
         "metrics": None,
         "slices": None,
+        "lesions": None,
+        "second_reader": None,
         "calibration": None,
+        "disagreement": None,
         "quality": None,
+        "timing_s": None,
+        "pictures": [],
+        "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "software": software(),
     }
     try:
-        _measure(case, model, nsd_tolerance_mm, row)
+        _measure(case, model, nsd_tolerance_mm, row, pictures)
     except QualityError as error:
         row |= _end(Outcome.NOT_ANALYSED, error.code, str(error))
     except StudyError as error:
@@ -169,7 +216,13 @@ def measure_case(
     except Exception as error:  # noqa: BLE001  # a fault of ours in one case is a row, not the end
         row |= _end(Outcome.FAILED, "internal-error", f"{type(error).__name__}: {error}")
     row["seconds"] = round(time.perf_counter() - started, 3)
+    row["peak_memory_mib"] = _peak_mib() if peak_is_of_case else None
     return row
+
+
+def software() -> dict[str, str]:
+    """Versions of what computes."""
+    return {"python": python_version(), **{name: version(name) for name in COMPUTED_WITH}}
 
 
 def write_whole(path: Path, content: JsonValue | Row) -> None:
@@ -182,8 +235,11 @@ def write_whole(path: Path, content: JsonValue | Row) -> None:
     part.replace(path)
 
 
-def _measure(case: Case, model: Model | None, nsd_tolerance_mm: float, row: Row) -> None:
+def _measure(
+    case: Case, model: Model | None, nsd_tolerance_mm: float, row: Row, pictures: Path | None
+) -> None:
     reference, grid = read_mask(_there(case, REFERENCE))
+    second = _second_reader(case, grid)
     if model is None:
         prediction, other = read_mask(_there(case, PREDICTION))
         refuse_other_grid(grid, other)
@@ -194,52 +250,80 @@ def _measure(case: Case, model: Model | None, nsd_tolerance_mm: float, row: Row)
         "metrics": compare(
             reference, prediction, grid, nsd_tolerance_mm=nsd_tolerance_mm
         ).as_json(),
-        "slices": _slices(reference, prediction),
+        "slices": slice_rows(reference, prediction, grid.spacing_mm),
+        "lesions": lesion_rows(reference, prediction, grid.spacing_mm),
     }
+    if second is not None:
+        row["second_reader"] = {
+            "against_reference": compare(reference, second, grid).as_json(),
+            "against_prediction": compare(second, prediction, grid).as_json(),
+        }
+    if pictures is not None and (case.folder / FLAIR).is_file():
+        row["pictures"] = _drawn(case, pictures, grid, (reference, prediction), row)
+
+
+def _second_reader(case: Case, grid: Grid) -> Mask | None:
+    path = case.folder / SECOND
+    if not path.is_file():
+        return None
+    mask, other = read_mask(path)
+    refuse_other_grid(grid, other)
+    return mask
 
 
 def _segmented(case: Case, model: Model, reference: Mask, grid: Grid, row: Row) -> Mask:
     """Lesions as the node would send them."""
     volume = read_nifti(_there(case, FLAIR))
     refuse_other_grid(grid, volume.grid)
-    brain_path = case.folder / BRAIN
-    brain = supplied_mask(read_nifti(brain_path), volume.grid) if brain_path.is_file() else None
-    analysis = analyse(volume, model.segmenter, model.manifest, brain=brain)
+    analysis = analyse(volume, model.segmenter, model.manifest, brain=_brain(case, volume.grid))
     row["quality"] = analysis.quality.as_json()
+    row["timing_s"] = dict(analysis.timing_s)
     if analysis.quality.verdict == "fail":
         flag = next(flag for flag in analysis.quality.flags if flag.severity == "fail")
         raise QualityError(flag.code, flag.message)
-    row["calibration"] = _calibration(analysis, reference)
+    row["calibration"] = calibration_sums(analysis, reference)
+    row["disagreement"] = disagreement_sums(analysis, reference)
     return np.asarray(analysis.lesions.labels > 0)
 
 
-def _calibration(analysis: Analysis, reference: Mask) -> JsonValue:
-    """Of the voxels of the brain: outside it all is 0, and right, and hides the rest."""
-    inside = analysis.brain.mask
-    sums = calibration(analysis.lesions.probability[inside].clip(0, 1), reference[inside])
-    return {
-        "count": list(sums.count),
-        "sum_probability": list(sums.sum_probability),
-        "sum_true": list(sums.sum_true),
-    }
+def _brain(case: Case, grid: Grid) -> BrainMask | None:
+    path = case.folder / BRAIN
+    return supplied_mask(read_nifti(path), grid) if path.is_file() else None
 
 
-def _slices(reference: Mask, prediction: Mask) -> JsonValue:
-    """Each slice, with its overlap by every rule, so that any threshold can be applied later."""
-    by_rule = {rule: slice_overlaps(reference, prediction, rule) for rule in OverlapRule}
-    return [
-        {
-            "positive": one[0].positive,
-            "predicted": one[0].predicted,
-            **{rule.value: each.overlap for rule, each in zip(by_rule, one, strict=True)},
-        }
-        for one in zip(*by_rule.values(), strict=True)
-    ]
+def _drawn(case: Case, folder: Path, grid: Grid, masks: tuple[Mask, Mask], row: Row) -> JsonValue:
+    """Pictures are no measure: an image that cannot be drawn costs the pictures alone."""
+    try:
+        volume = read_nifti(case.folder / FLAIR)
+        refuse_other_grid(grid, volume.grid)
+        brain = _brain(case, grid)
+        return draw_pictures(
+            folder, case.name, volume, None if brain is None else brain.mask, masks
+        )
+    except StudyError as error:
+        row["explanation"] = f"no pictures: {error}"
+        return []
+
+
+def _forget_peak() -> bool:
+    """Let the kernel count the peak from here on; False where it cannot (not Linux)."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:
+        return False
+    return True
+
+
+def _peak_mib() -> float | None:
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith("VmHWM:"):
+            return round(int(line.split()[1]) / 1024, 1)
+    return None
 
 
 def _measured_with(case: Case, model: Model | None, nsd_tolerance_mm: float) -> Row:
     """What a row rests on: when it changes, the case is measured again."""
-    names = (REFERENCE, PREDICTION) if model is None else (REFERENCE, FLAIR, BRAIN)
+    names = [REFERENCE, *([PREDICTION] if model is None else []), FLAIR, BRAIN, SECOND]
     return {
         "case": case.name,
         "patient": case.patient,
@@ -262,23 +346,46 @@ def _kept_row(path: Path, measured_with: Row) -> Row | None:
     return row if same else None
 
 
-def _read_patients(path: Path, cases: list[str]) -> dict[str, str]:
-    """The patient of every case; without a list every case is a patient."""
+def _read_patients(path: Path, cases: list[str]) -> dict[str, dict[str, str]]:
+    """The line of every case; without a list every case is a patient."""
     if not path.is_file():
-        return {name: name for name in cases}
+        return {name: {"patient": name} for name in cases}
     with path.open(encoding="utf-8-sig", newline="") as file:
         table = list(csv.DictReader(file))
     if not table or not {"case", "patient"} <= set(table[0]):
         raise PatientListError(f"{path} needs a first line `case,patient` and a line for each case")
-    patients: dict[str, str] = {}
+    lines: dict[str, dict[str, str]] = {}
     for line in table:
-        if line["case"] in patients:
+        if line["case"] in lines:
             raise PatientListError(f"{path} names the case {line['case']} twice")
-        patients[line["case"]] = line["patient"]
-    left_out = [name for name in cases if not patients.get(name)]
+        lines[line["case"]] = {
+            column: (value or "").strip() for column, value in line.items() if column is not None
+        }
+    left_out = [name for name in cases if not lines.get(name, {}).get("patient")]
     if left_out:
         raise PatientListError(f"{path} names no patient for {', '.join(left_out)}")
-    return patients
+    for name in cases:
+        _check_line(path, name, lines)
+    return lines
+
+
+def _check_line(path: Path, name: str, lines: Mapping[str, Mapping[str, str]]) -> None:
+    line = lines[name]
+    for column in YES_OR_NO:
+        if line.get(column, "") not in ("", "yes", "no"):
+            raise PatientListError(
+                f"{path}: {column} of {name} is {line[column]!r}, not yes, no or empty"
+            )
+    if age := line.get("age"):
+        try:
+            float(age)
+        except ValueError:
+            raise PatientListError(f"{path}: age of {name} is {age!r}, not a number") from None
+    first = line.get("repeat_of")
+    if first and (first == name or lines.get(first, {}).get("patient") != line["patient"]):
+        raise PatientListError(
+            f"{path}: {name} repeats {first!r}, which is no other case of the same patient"
+        )
 
 
 def _there(case: Case, name: str) -> Path:

@@ -27,6 +27,7 @@ def register_validate(subparsers: Any) -> None:  # noqa: ANN401  # argparse name
     )
     commands = validate.add_subparsers(title="commands", dest="validate_command", required=True)
     _register_run(commands)
+    _register_report(commands)
     _register_paper(commands)
 
 
@@ -37,8 +38,9 @@ def _register_run(subparsers: Any) -> None:  # noqa: ANN401
         description="CASES holds a folder for each case, with reference.nii.gz and either "
         "prediction.nii.gz or, with --model, flair.nii.gz (and brain.nii.gz where it came "
         "stripped). CASES/patients.csv (case,patient) says which cases are of one patient. Writes "
-        "DIR/cases/NAME.json for each case and DIR/summary.json, and goes on where it was stopped. "
-        "Exit 0 when every case was analysed, 3 when one was not (its reason is in its file).",
+        "DIR/cases/NAME.json for each case, DIR/pictures and DIR/summary.json, and goes on where "
+        "it was stopped. Exit 0 when every case was analysed, 3 when one was not (its reason is "
+        "in its file).",
     )
     run.add_argument("cases", type=Path, metavar="CASES")
     run.add_argument("--output", type=Path, required=True, metavar="DIR")
@@ -50,6 +52,25 @@ def _register_run(subparsers: Any) -> None:  # noqa: ANN401
     )
     run.add_argument("--json", action="store_true", help="print the summary as one JSON object")
     run.set_defaults(run=run_cases)
+
+
+def _register_report(subparsers: Any) -> None:  # noqa: ANN401
+    report = subparsers.add_parser(
+        "report",
+        help="make the report of a run: a page, a PDF, tables",
+        description="Makes report.html (one file, works offline), report.pdf, report.json, "
+        "cases.csv, slices.csv and lesions.csv from the files that `validate run` wrote; no image "
+        "is needed. Exit 0, or 3 where an acceptance test was asked for and is not passed.",
+    )
+    report.add_argument("run_folder", type=Path, metavar="RUN_DIR")
+    report.add_argument(
+        "--acceptance", type=Path, metavar="FILE.toml", help="thresholds declared beforehand"
+    )
+    report.add_argument(
+        "--baseline", type=Path, metavar="OTHER_RUN", help="a run on the same cases, to compare"
+    )
+    report.add_argument("--output", type=Path, metavar="DIR", help="(RUN_DIR/report)")
+    report.set_defaults(run=run_report)
 
 
 def _register_paper(subparsers: Any) -> None:  # noqa: ANN401
@@ -73,12 +94,40 @@ def run_paper(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def run_report(arguments: argparse.Namespace) -> int:
+    """Build, write, and say where it is."""
+    from training.acceptance import read_declaration
+    from training.report import read_run, write
+
+    output = arguments.output or arguments.run_folder / "report"
+    report = write(
+        arguments.run_folder,
+        output,
+        declaration=read_declaration(arguments.acceptance) if arguments.acceptance else None,
+        baseline=read_run(arguments.baseline) if arguments.baseline else None,
+    )
+    sys.stdout.write(f"{output / 'report.html'}\n{output / 'report.pdf'}\n")
+    if report.verdict is None:
+        return EXIT_DONE
+    sys.stdout.write(f"acceptance test: {report.verdict.judgement}\n")
+    for one in report.verdict.judged:
+        sys.stdout.write(f"  {one.label}: {one.judgement}. {one.reason}\n")
+    return EXIT_DONE if report.verdict.judgement == "passed" else EXIT_REFUSED
+
+
 def run_cases(arguments: argparse.Namespace) -> int:
     """Measure what has no row yet, summarise, and print."""
+    from training.cohort_figures import split
     from training.summary import in_words, summarise
-    from training.validate import read_cases, run, write_whole
+    from training.validate import RUN, SUMMARY, read_cases, run, software, write_whole
 
     cases = read_cases(arguments.cases)
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    # Before the first case: a report of a run that was stopped has to know what is missing.
+    write_whole(
+        arguments.output / RUN,
+        {"cases": [case.name for case in cases], "seed": arguments.seed, "software": software()},
+    )
     model = None
     if arguments.model is not None:
         from config.loader import load_settings
@@ -91,9 +140,14 @@ def run_cases(arguments: argparse.Namespace) -> int:
         nsd_tolerance_mm=arguments.nsd_tolerance_mm,
         on_row=_say,
     )
-    summary = summarise(rows, seed=arguments.seed)
+    cohorts = split(rows)
+    summary = summarise(cohorts.main, seed=arguments.seed)
+    summary["left_out"] = {
+        "in_training": len(cohorts.in_training) if cohorts.held_out else 0,
+        "semi_synthetic": len(cohorts.semi_synthetic),
+    }
     summary["model"] = None if model is None else dict(model.identity)
-    write_whole(arguments.output / "summary.json", summary)
+    write_whole(arguments.output / SUMMARY, summary)
     text = json.dumps(summary) if arguments.json else in_words(summary)
     sys.stdout.write(f"{text}\n")
     return EXIT_DONE if all(row["outcome"] == Outcome.ANALYSED for row in rows) else EXIT_REFUSED

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from training.statistics import (
     paired_bootstrap,
     pearson,
     proportion,
+    ratio_bootstrap,
     wilson,
 )
 
@@ -185,6 +187,38 @@ def test_a_pair_that_is_not_defined_in_one_pack_has_no_difference() -> None:
 
     result = paired_bootstrap({"a": [(0.5, None)], "b": [(0.5, 0.5)]}, first_only, seed=1)
     assert result.value is None
+
+
+@given(
+    patients=st.dictionaries(
+        st.text("abc", min_size=1, max_size=2),
+        st.lists(st.tuples(st.integers(0, 5), st.integers(0, 7)), min_size=1, max_size=3),
+        max_size=5,
+    )
+)
+@settings(max_examples=30, deadline=None)
+def test_a_ratio_is_drawn_as_any_other_statistic_only_at_once(
+    patients: dict[str, list[tuple[float, float]]],
+) -> None:
+    def share(rows: Sequence[tuple[float, float]]) -> float | None:
+        whole = sum(one[1] for one in rows)
+        return sum(one[0] for one in rows) / whole if whole else None
+
+    slow = cluster_bootstrap(patients, share, seed=3, draws=200)
+    fast = ratio_bootstrap(patients, seed=3, draws=200)
+    for name in ("clusters", "n", "draws", "undefined_draws", "seed"):
+        assert getattr(fast, name) == getattr(slow, name)
+    for name in ("value", "percentile"):
+        expected = getattr(slow, name)
+        assert getattr(fast, name) == (expected if expected is None else pytest.approx(expected))
+    pairs = {name: [(one, (one[1], one[0])) for one in rows] for name, rows in patients.items()}
+    swapped = {name: [pair[1] for pair in some] for name, some in pairs.items()}
+    slow = paired_bootstrap(pairs, share, seed=3, draws=200)
+    fast = ratio_bootstrap(patients, less=swapped, seed=3, draws=200)
+    assert fast.undefined_draws == slow.undefined_draws
+    assert fast.percentile == (
+        slow.percentile if slow.percentile is None else pytest.approx(slow.percentile)
+    )
 
 
 def test_bland_altman_has_limits_and_their_intervals() -> None:

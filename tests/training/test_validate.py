@@ -67,9 +67,37 @@ def test_a_case_becomes_a_file_with_its_figures(cases: Path, tmp_path: Path) -> 
     assert [row["metrics"]["dsc"] for row in rows] == [1, pytest.approx(2 * 4 / 12), None]
     assert rows[1]["spacing_mm"] == [6.5, 0.5, 0.4]
     assert rows[1]["slices"] == [
-        {"positive": True, "predicted": True, "overlap": 0.5, "any_lesion": 0.5, "iou": 0.5},
-        {"positive": False, "predicted": False, "overlap": 0, "any_lesion": 0, "iou": 0},
+        {
+            "positive": True,
+            "predicted": True,
+            "overlap": 0.5,
+            "any_lesion": 0.5,
+            "iou": 0.5,
+            "reference_voxels": 8,
+            "prediction_voxels": 4,
+            "common_voxels": 4,
+            # From the four left pixels of the reference: 1, 2, 3, 4 x 0.4 mm; of 8 the 95th.
+            "hd95_mm": pytest.approx(np.percentile([0, 0, 0, 0, 0.4, 0.8, 1.2, 1.6], 95)),
+        },
+        {
+            "positive": False,
+            "predicted": False,
+            "overlap": 0,
+            "any_lesion": 0,
+            "iou": 0,
+            "reference_voxels": 0,
+            "prediction_voxels": 0,
+            "common_voxels": 0,
+            "hd95_mm": None,
+        },
     ]
+    assert rows[1]["lesions"] == [
+        # 8 and 4 voxels of 1.3 mm3.
+        {"of": "reference", "volume_mm3": 10.4, "met": True, "first_slice": 0, "last_slice": 0},
+        {"of": "prediction", "volume_mm3": 5.2, "met": True, "first_slice": 0, "last_slice": 0},
+    ]
+    assert rows[1]["peak_memory_mib"] is None or rows[1]["peak_memory_mib"] > 0
+    assert set(rows[1]["software"]) == {"python", "flairnode", "numpy", "scipy", "torch"}
     written = json.loads((tmp_path / "out/cases/half.json").read_text())
     assert written == rows[1]
     assert sorted(path.name for path in (tmp_path / "out/cases").iterdir()) == [
@@ -149,6 +177,60 @@ def test_a_list_says_which_cases_are_of_one_patient(cases: Path) -> None:
     assert [case.patient for case in read_cases(cases)] == ["P1", "P1", "P2"]
 
 
+def test_a_list_says_what_is_known_of_a_case_and_nothing_is_measured_again(
+    cases: Path, tmp_path: Path
+) -> None:
+    first, _ = run_heard(cases, tmp_path / "out")
+    assert first[0]["about"] == {}
+    (cases / "patients.csv").write_text(
+        "case,patient,centre,age,repeat_of\ngood,P1,North,41,\nhalf,P1,North,42,good\nnone,P2,,,\n"
+    )
+    (tmp_path / "again").mkdir()
+    second, heard = run_heard(cases, tmp_path / "again")
+    third, heard = run_heard(cases, tmp_path / "again")
+    assert heard == [("good", True), ("half", True), ("none", True)]
+    assert third[1]["about"] == {"centre": "North", "age": "42", "repeat_of": "good"}
+    assert third[2]["about"] == {}
+    (cases / "patients.csv").write_text(
+        "case,patient,centre\ngood,P1,South\nhalf,P1,South\nnone,P2,South\n"
+    )
+    fourth, heard = run_heard(cases, tmp_path / "again")
+    assert all(kept for _, kept in heard)
+    written = json.loads((tmp_path / "again/cases/none.json").read_text())
+    assert written["about"] == fourth[2]["about"] == {"centre": "South"}
+    assert written["measured_at"] == second[2]["measured_at"]
+
+
+def test_a_second_reader_is_compared_with_the_first_and_with_the_prediction(
+    cases: Path, tmp_path: Path
+) -> None:
+    put(cases / "half", "second.nii.gz", "######")
+    rows, _ = run_heard(cases, tmp_path / "out")
+    assert rows[0]["second_reader"] is None
+    second = rows[1]["second_reader"]
+    assert second["against_reference"]["dsc"] == pytest.approx(2 * 6 / 14)
+    assert second["against_prediction"]["dsc"] == pytest.approx(2 * 2 / 10)
+    put(cases / "half", "second.nii.gz", "########")
+    assert [kept for _, kept in run_heard(cases, tmp_path / "out")[1]] == [True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("maybe,,", "not yes, no or empty"),
+        (",old,", "not a number"),
+        (",,good", "no other case of the same patient"),
+        (",,none", "no other case of the same patient"),
+    ],
+)
+def test_a_list_that_cannot_be_meant_is_refused(cases: Path, line: str, said: str) -> None:
+    (cases / "patients.csv").write_text(
+        f"case,patient,semi_synthetic,age,repeat_of\ngood,P1,{line}\nhalf,P1,,,\nnone,P2,,,\n"
+    )
+    with pytest.raises(PatientListError, match=said):
+        read_cases(cases)
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -219,6 +301,11 @@ def test_with_a_model_every_image_is_segmented(head_case: Path, tmp_path: Path) 
     assert row["quality"]["verdict"] == "review"  # a supplied brain mask always is
     assert row["model"]["name"] == "brightest"
     assert sum(row["calibration"]["count"]) > sum(row["calibration"]["sum_true"]) > 0
+    # One member: no disagreement, and what is wrong is wrong in the lowest bin.
+    assert sum(row["disagreement"]["count"]) == row["disagreement"]["count"][0]
+    assert set(row["timing_s"]) >= {"brain", "segment"}
+    (overview, *_) = row["pictures"]
+    assert (overview["kind"], overview["slice"] - 1) in {("overview", 12), ("overview", 13)}
     run_heard(head_case, tmp_path / "out", model_of(brightest))
     assert brightest.calls == 1
     run_heard(head_case, tmp_path / "out", model_of(brightest, digest="5b"))
