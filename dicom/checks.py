@@ -193,7 +193,7 @@ def check_sr(
     found = {template: len(some) for template, some in by_template.items()}
     if found != {_TOTALS: 1, _VOLUMETRIC: count, _PLANAR: count}:
         _fail(f"measurement groups by template {found} for {count} regions")
-    _check_totals(by_template[_TOTALS][0], report)
+    _check_totals(by_template[_TOTALS][0], report, sources)
     lies = footprints(labels)
     for measured, volumetric, planar in zip(
         report.regions, by_template[_VOLUMETRIC], by_template[_PLANAR], strict=True
@@ -488,9 +488,13 @@ def _check_evidence(sr: Dataset, sources: Sequence[Dataset], seg: Dataset | None
         _fail(f"the report refers to {dangling} objects that do not exist and omits {unused}")
 
 
-def _check_totals(group: Dataset, report: Report) -> None:
+def _check_totals(group: Dataset, report: Report, sources: Sequence[Dataset]) -> None:
     _check_tracking(group, report.totals.tracking_uid, report.totals.label)
     _check_quantities(group, report.totals.quantities, "totals")
+    for item in group.ContentSequence:
+        if item.ValueType == "NUM":
+            lines = [one for one in item.ContentSequence if one.ValueType == "SCOORD"]
+            _check_line(_only(lines, "SCOORD"), report.totals.extent, sources, "totals")
     answers = {
         _code(item): _value_code(item) for item in group.ContentSequence if item.ValueType == "CODE"
     }
@@ -562,12 +566,16 @@ def _check_planar(
     said = {_code(item) for item in group.ContentSequence if item.ValueType == "CODE"}
     _require(said == {_key(codes.FINDING)}, f"outline {number} says more than its finding")
     line = _only(_named(group, codes.IMAGE_REGION), "Image Region")
+    _check_line(line, footprint, sources, str(number))
+
+
+def _check_line(line: Dataset, footprint: Footprint, sources: Sequence[Dataset], what: str) -> None:
     *image, _ = _reference(_only(line.get("ContentSequence"), "image of an outline"))
     if tuple(image) != _image(sources[footprint.largest_slice]):
-        _fail(f"outline {number} is drawn on another slice")
+        _fail(f"outline {what} is drawn on another slice")
     points = np.array(line.GraphicData, float).reshape(-1, 2)
     if line.GraphicType != "POLYLINE" or not np.array_equal(points, footprint.outline):
-        _fail(f"outline {number} is not that of its segment")
+        _fail(f"outline {what} is not that of its region")
 
 
 def _check_tracking(group: Dataset, uid: str, identifier: str) -> None:
@@ -584,7 +592,12 @@ def _check_quantities(group: Dataset, expected: Sequence[Quantity], what: str) -
         measured = _only(item.MeasuredValueSequence, "MeasuredValueSequence")
         unit = _first_code(measured.MeasurementUnitsCodeSequence)
         derivation = next(
-            (_value_code(child) for child in item.get("ContentSequence", ())), ("", "")
+            (
+                _value_code(one)
+                for one in item.get("ContentSequence", ())
+                if one.ValueType == "CODE"
+            ),
+            ("", ""),
         )
         key = (_code(item), derivation)
         _require(key not in found, f"a measurement of {what} is given twice")

@@ -60,6 +60,8 @@ class Totals:
     quantities: tuple[Quantity, ...]
     evaluations: tuple[tuple[Code, Code], ...]
     """Coded questions and answers."""
+    extent: Footprint
+    """Of what was looked at: the totals are inferred from it, also where nothing was found."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +104,7 @@ def build_sr(
     """
     if (seg is None) != (not report.regions):
         raise ValueError("regions are reported exactly when there is a Segmentation of them")
-    groups: list[Any] = [_totals_group(report)]
+    groups: list[Any] = [_totals_group(report, sources)]
     lies = footprints(labels)
     for measured in report.regions:
         assert seg is not None  # noqa: S101  # the check above
@@ -182,9 +184,20 @@ def _observer(report: Report) -> hd.sr.ObserverContext:
     )
 
 
-def _totals_group(report: Report) -> hd.sr.MeasurementsAndQualitativeEvaluations:
-    """Without a reference to a segment: it speaks of all of them, or of none."""
+def _totals_group(
+    report: Report, sources: Sequence[Dataset]
+) -> hd.sr.MeasurementsAndQualitativeEvaluations:
+    """Without a reference to a segment: it speaks of all of them, or of none.
+
+    Each number has the outline of what was looked at. OHIF 3.13 breaks off, and shows a black pane
+    for the whole report, where a group holds no coordinates.
+    """
     totals, algorithm = report.totals, report.algorithm
+    extent = hd.sr.CoordinatesForMeasurement(
+        graphic_type=hd.sr.GraphicTypeValues.POLYLINE,
+        graphic_data=totals.extent.outline,
+        source_image=_image_of_region(sources[totals.extent.largest_slice]),
+    )
     return hd.sr.MeasurementsAndQualitativeEvaluations(
         tracking_identifier=hd.sr.TrackingIdentifier(
             uid=totals.tracking_uid, identifier=totals.label
@@ -197,7 +210,7 @@ def _totals_group(report: Report) -> hd.sr.MeasurementsAndQualitativeEvaluations
             # In one item: dcmqi reads the first alone.
             parameters=["; ".join(f"{name}={value}" for name, value in algorithm.parameters)],
         ),
-        measurements=[_measurement(quantity) for quantity in totals.quantities],
+        measurements=[_measurement(quantity, extent) for quantity in totals.quantities],
         qualitative_evaluations=[
             hd.sr.QualitativeEvaluation(name=name, value=value)
             for name, value in totals.evaluations
@@ -243,18 +256,12 @@ def _outline_group(
     sources: Sequence[Dataset],
 ) -> hd.sr.PlanarROIMeasurementsAndQualitativeEvaluations:
     """Only the line. OHIF merges it with the volumetric group, and would print all else twice."""
-    source = sources[footprint.largest_slice]
-    frame = frame_number(source)
     return hd.sr.PlanarROIMeasurementsAndQualitativeEvaluations(
         tracking_identifier=_tracking(measured.region),
         referenced_region=hd.sr.ImageRegion(
             graphic_type=hd.sr.GraphicTypeValues.POLYLINE,
             graphic_data=footprint.outline,
-            source_image=hd.sr.SourceImageForRegion(
-                source.SOPClassUID,
-                source.SOPInstanceUID,
-                None if frame is None else [frame],
-            ),
+            source_image=_image_of_region(sources[footprint.largest_slice]),
         ),
         finding_type=measured.region.property_type,
     )
@@ -275,12 +282,22 @@ def _tracking(region: RegionOfInterest) -> hd.sr.TrackingIdentifier:
     return hd.sr.TrackingIdentifier(uid=region.tracking_uid, identifier=region.tracking_id)
 
 
-def _measurement(quantity: Quantity) -> hd.sr.Measurement:
+def _image_of_region(source: Dataset) -> hd.sr.SourceImageForRegion:
+    frame = frame_number(source)
+    return hd.sr.SourceImageForRegion(
+        source.SOPClassUID, source.SOPInstanceUID, None if frame is None else [frame]
+    )
+
+
+def _measurement(
+    quantity: Quantity, inferred_from: hd.sr.CoordinatesForMeasurement | None = None
+) -> hd.sr.Measurement:
     measurement = hd.sr.Measurement(
         name=quantity.name,
         value=quantity.value,
         unit=quantity.unit,
         derivation=quantity.derivation,
+        referenced_coordinates=None if inferred_from is None else [inferred_from],
     )
     if isinstance(quantity.value, int):  # highdicom would print a count as 3.0
         measurement[0].MeasuredValueSequence[0].NumericValue = DS(str(quantity.value))

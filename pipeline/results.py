@@ -34,6 +34,7 @@ from dicom.encapsulated_pdf import build_encapsulated_pdf
 from dicom.errors import InconsistentSeriesError, ResultCheckError
 from dicom.frames import frame_number
 from dicom.identity import identity_digest, moment, normalised_header
+from dicom.outline import footprints
 from dicom.part10 import read_part10
 from dicom.probability_map import MapContent, build_probability_map
 from dicom.reference import DocumentReference
@@ -417,6 +418,7 @@ def _report(given: _Input, findings: Findings) -> Report:
                     codes.QUALITY_MET if met else codes.QUALITY_NOT_MET,
                 ),
             ),
+            extent=footprints(given.analysis.brain.mask.astype(np.int32))[1],
         ),
         regions=tuple(
             _measured(region, lesion)

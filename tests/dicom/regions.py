@@ -11,6 +11,7 @@ from pydicom.dataset import Dataset
 
 from dicom import codes
 from dicom.identity import normalised_header
+from dicom.outline import footprints
 from dicom.part10 import read_part10
 from dicom.seg import (
     Algorithm,
@@ -71,6 +72,7 @@ def report_of(labels: Labels, grid: Grid) -> Report:
                 volume(int(np.count_nonzero(labels))),
             ),
             evaluations=((codes.QUALITY_ASSESSMENT, codes.QUALITY_MET),),
+            extent=footprints(np.ones(labels.shape, np.int32))[1],
         ),
         regions=tuple(
             MeasuredRegion(

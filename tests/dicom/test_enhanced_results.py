@@ -109,11 +109,11 @@ def test_the_report_names_frames_of_regions_and_of_outlines(
 ) -> None:
     sr = built_on(make_flair_series, tmp_path, order=REVERSED).sr
     frames = [one.get("ReferencedFrameNumber") for one in references(sr)]
-    # The library names the object; then region by region its frames and that of its outline:
-    # slice s is frame 10 - s.
+    # The library names the object, the two totals the first slice; then region by region its
+    # frames and that of its outline: slice s is frame 10 - s.
     assert frames[0] is None
     found = [[int(n) for n in ([one] if isinstance(one, int) else one)] for one in frames[1:]]
-    assert found == [[8, 7, 6], [8], [4, 3], [4], [2], [2]]
+    assert found == [[10], [10], [8, 7, 6], [8], [4, 3], [4], [2], [2]]
 
 
 def test_one_frame_per_object_is_referenced_without_a_number(
@@ -156,11 +156,11 @@ def another_class(seg: Dataset, sr: Dataset) -> None:
 
 
 def outline_elsewhere(seg: Dataset, sr: Dataset) -> None:
-    references(sr)[2].ReferencedFrameNumber = 5
+    references(sr)[4].ReferencedFrameNumber = 5
 
 
 def region_elsewhere(seg: Dataset, sr: Dataset) -> None:
-    references(sr)[1].ReferencedFrameNumber = [3, 4, 6]
+    references(sr)[3].ReferencedFrameNumber = [3, 4, 6]
 
 
 def library_frame(seg: Dataset, sr: Dataset) -> None:

@@ -13,6 +13,7 @@ from dicom.checks import check_header, check_sr
 from dicom.errors import ResultCheckError
 from dicom.outline import footprints
 from dicom.part10 import part10_bytes, read_part10
+from dicom.seg import Labels
 from tests.dicom.regions import Built, build, three_regions
 from tests.pipeline.analysed import no_lesions, three_lesions
 
@@ -112,6 +113,31 @@ def test_a_volume_is_voxels_times_their_distances_not_slice_thickness(built: Bui
     assert value(groups(built.sr, "1411")[0], "118565006") == pytest.approx(
         210 * 6.5 * 0.5 * 0.75 / 1000, abs=5e-6
     )
+
+
+@pytest.mark.parametrize(("labels", "tracked"), [(three_lesions(), 4), (no_lesions(), 1)])
+def test_everything_that_is_tracked_has_a_line_on_an_image(
+    make_flair_series: Make, labels: Labels, tracked: int
+) -> None:
+    """OHIF 3.13 puts groups of one tracking UID together, and breaks off at one without a line."""
+    sr = build(make_flair_series().series, labels).sr
+    lines: dict[str, int] = {}
+    for group in named(sr, "125007"):
+        uid = str(named(group, "112040")[0].UID)
+        drawn = sum(item.get("ValueType") == "SCOORD" for item in items(group))
+        lines[uid] = lines.get(uid, 0) + drawn
+    assert len(lines) == tracked
+    assert min(lines.values()) > 0
+
+
+def test_totals_with_a_line_on_another_slice_are_refused(built: Built) -> None:
+    sr = read_part10(built.sr_bytes)
+    (totals,) = groups(sr, "1501")
+    (line,) = [i for i in items(named(totals, "246206008")[0]) if i.get("ValueType") == "SCOORD"]
+    other = built.sources[-1].SOPInstanceUID
+    line.ContentSequence[0].ReferencedSOPSequence[0].ReferencedSOPInstanceUID = other
+    with pytest.raises(ResultCheckError, match="drawn on another slice"):
+        checked(built, sr)
 
 
 def test_totals_stand_in_one_group_that_points_to_no_segment(built: Built) -> None:
