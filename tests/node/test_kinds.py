@@ -15,12 +15,15 @@ from node.analysis import analyse_series, kinds_to_make
 from tests.conftest import FlairSeries
 from tests.pipeline.analysed import SETTINGS, analysis_of, pack, three_lesions
 
-PEER = Peer(name="archive", ae_title="A", host="127.0.0.1", port=104)
-
 
 def site(*kinds: Any) -> Settings:  # noqa: ANN401  # wrong ones too
-    destinations = tuple(Destination(peer="archive", kinds=one) for one in kinds)
-    return Settings(peers=(PEER,), destinations=destinations)
+    names = [f"archive-{number}" for number in range(len(kinds))]
+    return Settings(
+        peers=tuple(Peer(name=name, ae_title="A", host="127.0.0.1", port=104) for name in names),
+        destinations=tuple(
+            Destination(peer=name, kinds=one) for name, one in zip(names, kinds, strict=True)
+        ),
+    )
 
 
 def test_a_destination_takes_what_any_viewer_shows_unless_it_says_otherwise() -> None:
