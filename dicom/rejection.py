@@ -25,8 +25,8 @@ TITLES: Final = {
     "patient-safety": codes.REJECTED_FOR_PATIENT_SAFETY,
     "quality": codes.REJECTED_FOR_QUALITY,
 }
-REJECTION_SERIES_NUMBER: Final = 9009
-"""Beside our results, which end before it."""
+REJECTION_SERIES_NUMBER: Final = 9010
+"""After our results and notes."""
 
 
 def build_rejection_note(

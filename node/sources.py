@@ -9,24 +9,21 @@ ledger at each start. Several processes use the file: the service, `flairnode fe
 from __future__ import annotations
 
 import sqlite3
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
-from typing import Self
 
 import structlog
 
 from dicom.network.orthanc_source import System
+from node.durable_tables import DurableTables
 
 log = structlog.get_logger(__name__)
 
 SOURCES_FILE = "sources.sqlite"
 SCHEMA_VERSION = 1
-BUSY_TIMEOUT_MS = 30_000  # as the ledger's
 
 
 class RequestState(StrEnum):
@@ -161,8 +158,8 @@ class Noted:
     study_instance_uid: str
 
 
-class SourceBook:
-    """The tables; safe from several threads and processes. Every write is durable on return."""
+class SourceBook(DurableTables):
+    """The tables of the sources. Every write is durable on return."""
 
     def __init__(self, data_dir: Path) -> None:
         """Open or create the tables. A damaged or foreign file is put aside: nothing is lost.
@@ -170,11 +167,8 @@ class SourceBook:
         Raises:
             sqlite3.OperationalError: The folder is not ours, or the disk is full.
         """
-        self.path = data_dir / SOURCES_FILE
-        self._lock = threading.RLock()
-        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
-            self._connection = self._open()
+            super().__init__(data_dir / SOURCES_FILE)
         except sqlite3.OperationalError:
             raise  # locked or unreadable, not damaged
         except sqlite3.DatabaseError:
@@ -184,59 +178,15 @@ class SourceBook:
                 if old.exists():
                     old.rename(data_dir / f"sources.{stamp}.damaged.sqlite{suffix}")
             log.exception("sources.damaged")
-            self._connection = self._open()
+            self._open()
 
-    def _open(self) -> sqlite3.Connection:
-        self.path.touch(mode=0o600)
-        connection = sqlite3.connect(
-            self.path, timeout=BUSY_TIMEOUT_MS / 1000, isolation_level=None, check_same_thread=False
-        )
-        connection.row_factory = sqlite3.Row
-        try:
-            for pragma in (
-                f"busy_timeout={BUSY_TIMEOUT_MS}",
-                "journal_mode=WAL",
-                "synchronous=FULL",
-            ):
-                connection.execute(f"PRAGMA {pragma}")
-            connection.execute("BEGIN IMMEDIATE")
-            (version,) = connection.execute("PRAGMA user_version").fetchone()
-            if version == 0:
-                for statement in _SCHEMA.split(";"):
-                    connection.execute(statement)
-            elif version != SCHEMA_VERSION:
-                raise sqlite3.DatabaseError(f"{SOURCES_FILE} has schema {version}")  # noqa: TRY301
-            connection.execute("COMMIT")
-        except BaseException:
-            connection.close()
-            raise
-        return connection
-
-    def close(self) -> None:
-        """Close the connection; the book is of no use afterwards."""
-        with self._lock:
-            self._connection.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._lock:
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._connection
-            except BaseException:
-                self._connection.execute("ROLLBACK")
-                raise
-            self._connection.execute("COMMIT")
-
-    def _rows(self, query: str, parameters: Sequence[object] = ()) -> list[sqlite3.Row]:
-        with self._lock:
-            return self._connection.execute(query, parameters).fetchall()
+    def _prepare(self, db: sqlite3.Connection) -> None:
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        if version == 0:
+            for statement in _SCHEMA.split(";"):
+                db.execute(statement)
+        elif version != SCHEMA_VERSION:
+            raise sqlite3.DatabaseError(f"{SOURCES_FILE} has schema {version}")
 
     # --- a source ----------------------------------------------------------------------------
 

@@ -41,10 +41,9 @@ from node.ledger.records import (
     note_digest,
     series_revision,
 )
-from node.ledger.tables import BUSY_TIMEOUT_MS, SCHEMA_VERSION
+from node.ledger.tables import SCHEMA_VERSION
 
 __all__ = [
-    "BUSY_TIMEOUT_MS",
     "CANCELLED",
     "CONFLICTING",
     "ENDS",

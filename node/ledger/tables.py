@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import sqlite3
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Self
 
+from node.durable_tables import DurableTables
 from node.ledger.records import (
     Counts,
     InstanceRow,
@@ -21,7 +19,6 @@ from node.ledger.records import (
 )
 
 SCHEMA_VERSION = 1
-BUSY_TIMEOUT_MS = 30_000  # a worker or a command line may hold the write lock for a moment
 
 _SCHEMA = f"""
 CREATE TABLE series (
@@ -167,8 +164,8 @@ CREATE TABLE IF NOT EXISTS rejections (
 """
 
 
-class Tables:
-    """The database file: one connection behind one lock, and transactions."""
+class Tables(DurableTables):
+    """The database file of the ledger."""
 
     def __init__(self, path: Path) -> None:
         """Open or create the tables.
@@ -177,67 +174,21 @@ class Tables:
             sqlite3.DatabaseError: The file is damaged (`node.rebuild` makes it anew).
             LedgerVersionError: It is of another version of flairnode.
         """
-        self.path = path
         self.spool = path.parent / "spool"
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path.touch(mode=0o600)
-        self._lock = threading.RLock()
-        self._connection = sqlite3.connect(
-            path, timeout=BUSY_TIMEOUT_MS / 1000, isolation_level=None, check_same_thread=False
-        )
-        self._connection.row_factory = sqlite3.Row
-        try:
-            self._prepare()
-        except BaseException:
-            self._connection.close()
-            raise
+        super().__init__(path)
 
-    def _prepare(self) -> None:
-        for pragma in (
-            f"busy_timeout={BUSY_TIMEOUT_MS}",
-            "journal_mode=WAL",
-            "synchronous=FULL",
-            "foreign_keys=ON",
-        ):
-            self._connection.execute(f"PRAGMA {pragma}")
-        with self._transaction() as db:
-            (version,) = db.execute("PRAGMA user_version").fetchone()
-            if version == 0:
-                for statement in _SCHEMA.split(";"):
-                    db.execute(statement)
-            elif version != SCHEMA_VERSION:
-                raise LedgerVersionError(
-                    f"{self.path.name} has schema {version}; this flairnode knows {SCHEMA_VERSION}"
-                )
-            db.execute(_REFUSALS)
-            for statement in (*_DECISIONS.split(";"), *_ADDED.split(";")):
+    def _prepare(self, db: sqlite3.Connection) -> None:
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        if version == 0:
+            for statement in _SCHEMA.split(";"):
                 db.execute(statement)
-
-    def close(self) -> None:
-        """Close the connection; the ledger is of no use afterwards."""
-        with self._lock:
-            self._connection.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._lock:
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._connection
-            except BaseException:
-                self._connection.execute("ROLLBACK")
-                raise
-            self._connection.execute("COMMIT")
-
-    def _rows(self, query: str, parameters: Sequence[object] = ()) -> list[sqlite3.Row]:
-        with self._lock:
-            return self._connection.execute(query, parameters).fetchall()
+        elif version != SCHEMA_VERSION:
+            raise LedgerVersionError(
+                f"{self.path.name} has schema {version}; this flairnode knows {SCHEMA_VERSION}"
+            )
+        db.execute(_REFUSALS)
+        for statement in (*_DECISIONS.split(";"), *_ADDED.split(";")):
+            db.execute(statement)
 
 
 def utc_now() -> str:

@@ -24,7 +24,7 @@ from dicom.seg import Equipment, ObjectIdentity
 IDENTITY = ObjectIdentity(
     sop_instance_uid="2.25.1",
     series_instance_uid="2.25.2",
-    series_number=9009,
+    series_number=9010,
     series_description="Rejected results",
     date="20260102",
     time="030405",
