@@ -34,7 +34,7 @@ from pydicom.sr.coding import Code
 from pydicom.uid import BasicTextSRStorage
 
 from dicom import codes
-from dicom.identity import MANUFACTURER, UTF_8
+from dicom.identity import MANUFACTURER
 from dicom.seg import ObjectIdentity, building, dated_bytes
 
 _CONTAINS = RelationshipTypeValues.CONTAINS
@@ -86,19 +86,10 @@ def build_note(sources: Sequence[Dataset], note: Note, identity: ObjectIdentity)
         built = hd.sr.EnhancedSR(
             evidence=list(sources),
             content=root,
-            series_instance_uid=identity.series_instance_uid,
-            series_number=identity.series_number,
-            sop_instance_uid=identity.sop_instance_uid,
-            instance_number=1,
-            manufacturer=MANUFACTURER,
-            manufacturer_model_name=identity.equipment.model_name,
-            software_versions=identity.equipment.software_versions,
-            device_serial_number=identity.equipment.serial_number,
-            series_description=identity.series_description,
+            **identity.for_highdicom(),
             is_complete=True,
             is_final=False,
             is_verified=False,
-            specific_character_set=UTF_8,
         )
         # highdicom makes no Basic Text SR. The modules are those of the Enhanced SR (PS3.3 tables
         # A.35.1-1 and A.35.2-1); the content, which is narrower, has text, codes and images only.

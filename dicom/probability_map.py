@@ -21,7 +21,6 @@ from pydicom.dataset import Dataset
 from pydicom.uid import UID
 
 from dicom import codes
-from dicom.identity import MANUFACTURER, UTF_8
 from dicom.seg import ObjectIdentity, building, dated_bytes, name_the_real_images, placed
 from dicom.volume import Grid
 
@@ -76,14 +75,7 @@ def build_probability_map(
         built = hd.pm.ParametricMap(
             source_images=[placed(source, grid) for source in sources],
             pixel_array=probability.astype(np.float32),
-            series_instance_uid=identity.series_instance_uid,
-            series_number=identity.series_number,
-            sop_instance_uid=identity.sop_instance_uid,
-            instance_number=identity.instance_number,
-            manufacturer=MANUFACTURER,
-            manufacturer_model_name=identity.equipment.model_name,
-            software_versions=identity.equipment.software_versions,  # type: ignore[arg-type]  # it means any number
-            device_serial_number=identity.equipment.serial_number,
+            **identity.for_highdicom(),
             contains_recognizable_visual_features=False,
             real_world_value_mappings=[mapping],
             voi_lut_transformations=[hd.VOILUTTransformation(window_center=0.5, window_width=1.0)],
@@ -92,8 +84,6 @@ def build_probability_map(
             content_qualification=qualification.RESEARCH
             if content.research
             else qualification.PRODUCT,
-            series_description=identity.series_description,
-            specific_character_set=UTF_8,
         )
         built.BodyPartExamined = "BRAIN"
         built.ContentCreatorName = None  # type 2

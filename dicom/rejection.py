@@ -18,7 +18,7 @@ from pydicom.sr.coding import Code
 
 from dicom import codes
 from dicom.errors import ResultCheckError
-from dicom.identity import IDENTITY, MANUFACTURER, UTF_8
+from dicom.identity import IDENTITY
 from dicom.seg import ObjectIdentity, building, dated_bytes
 
 TITLES: Final = {
@@ -54,16 +54,7 @@ def build_rejection_note(
         built = hd.ko.KeyObjectSelectionDocument(
             evidence=rejected,
             content=content,
-            series_instance_uid=identity.series_instance_uid,
-            series_number=identity.series_number,
-            sop_instance_uid=identity.sop_instance_uid,
-            instance_number=1,
-            manufacturer=MANUFACTURER,
-            manufacturer_model_name=identity.equipment.model_name,
-            software_versions=identity.equipment.software_versions,
-            device_serial_number=identity.equipment.serial_number,
-            series_description=identity.series_description,
-            specific_character_set=UTF_8,
+            **identity.for_highdicom(),
         )
         note = dated_bytes(built, identity)
     check_rejection_note(note, rejected, title)

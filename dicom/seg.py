@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import highdicom as hd
 import numpy as np
@@ -86,6 +87,21 @@ class ObjectIdentity:
     equipment: Equipment
     instance_number: int = 1
 
+    def for_highdicom(self) -> dict[str, Any]:
+        """The arguments that each of its constructors takes; dates: `dated_bytes`."""
+        return {
+            "series_instance_uid": self.series_instance_uid,
+            "series_number": self.series_number,
+            "series_description": self.series_description,
+            "sop_instance_uid": self.sop_instance_uid,
+            "instance_number": self.instance_number,
+            "manufacturer": MANUFACTURER,
+            "manufacturer_model_name": self.equipment.model_name,
+            "software_versions": self.equipment.software_versions,
+            "device_serial_number": self.equipment.serial_number,
+            "specific_character_set": UTF_8,
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class Content:
@@ -136,19 +152,10 @@ def build_seg(
             pixel_array=labels.astype(np.uint16),
             segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
             segment_descriptions=[_describe(region, content.algorithm) for region in regions],
-            series_instance_uid=identity.series_instance_uid,
-            series_number=identity.series_number,
-            sop_instance_uid=identity.sop_instance_uid,
-            instance_number=1,
-            manufacturer=MANUFACTURER,
-            manufacturer_model_name=identity.equipment.model_name,
-            software_versions=identity.equipment.software_versions,  # type: ignore[arg-type]  # it means any number
-            device_serial_number=identity.equipment.serial_number,
+            **identity.for_highdicom(),
             content_label=content.label,
             content_description=content.description,
             omit_empty_frames=True,
-            series_description=identity.series_description,
-            specific_character_set=UTF_8,
         )
         # highdicom draws a random one.
         organization = UID(content.dimension_organization_uid)

@@ -22,7 +22,7 @@ from pydicom.valuerep import DS
 
 from dicom import codes
 from dicom.frames import frame_number
-from dicom.identity import MANUFACTURER, UTF_8
+from dicom.identity import MANUFACTURER
 from dicom.outline import Footprint, footprints
 from dicom.reference import DocumentReference
 from dicom.seg import Algorithm, Labels, ObjectIdentity, RegionOfInterest, building, dated_bytes
@@ -130,19 +130,10 @@ def build_sr(
         built = hd.sr.Comprehensive3DSR(
             evidence=[*sources, *([seg] if seg is not None else [])],
             content=root,
-            series_instance_uid=identity.series_instance_uid,
-            series_number=identity.series_number,
-            sop_instance_uid=identity.sop_instance_uid,
-            instance_number=1,
-            manufacturer=MANUFACTURER,
-            manufacturer_model_name=identity.equipment.model_name,
-            software_versions=identity.equipment.software_versions,
-            device_serial_number=identity.equipment.serial_number,
-            series_description=identity.series_description,
+            **identity.for_highdicom(),
             is_complete=True,
             is_final=False,
             is_verified=False,
-            specific_character_set=UTF_8,
         )
         built.ContentSequence = content
         if any(measured.evaluations for measured in report.regions):

@@ -116,7 +116,7 @@ def analyse_series(
             flags=header_flags(series),
             stage=stage,
         )
-        if refused := _refused_for_quality(analysis, report):
+        if refused := _refused_for_quality(analysis, report, stage):
             return _with_note(refused, paths, pack, output, analysis)
         with stage("results"):
             objects = build_results(series, analysis, pack, ensemble.settings(), kinds, predecessor)
@@ -176,7 +176,7 @@ def analyse_nifti(
         analysis = analyse(
             volume, ensemble, pack.manifest, brain=brain, extract=extract, stage=stage
         )
-        if refused := _refused_for_quality(analysis, report):
+        if refused := _refused_for_quality(analysis, report, stage):
             return refused
         with stage("results"):
             _save_volumes(analysis, output)
@@ -223,13 +223,13 @@ def _analysed(
     return AnalysisOutcome(Outcome.ANALYSED, "", "", outputs, report)
 
 
-def _refused_for_quality(analysis: Analysis, report: dict[str, Any]) -> AnalysisOutcome | None:
+def _refused_for_quality(
+    analysis: Analysis, report: dict[str, Any], stage: Stopwatch
+) -> AnalysisOutcome | None:
     if analysis.quality.verdict != "fail":
         return None
     flag = next(flag for flag in analysis.quality.flags if flag.severity == "fail")
     report["quality"] = analysis.quality.as_json()
-    stage = Stopwatch()
-    stage.timing_s |= analysis.timing_s
     return _refused(Outcome.NOT_ANALYSED, flag.code, flag.message, report, stage)
 
 

@@ -431,9 +431,7 @@ def _report(given: _Input, findings: Findings) -> Report:
 
 
 def _measured(region: RegionOfInterest, lesion: Lesion) -> MeasuredRegion:
-    if (
-        lesion.region not in REGION_CODES
-    ):  # not assessed: no code, rather than one that may be wrong
+    if lesion.region not in REGION_CODES:  # not assessed: better no code than a wrong one
         return MeasuredRegion(region, _quantities(lesion))
     site, answer = REGION_CODES[lesion.region]
     return MeasuredRegion(region, _quantities(lesion), site, ((codes.REGION_OF_LESION, answer),))
