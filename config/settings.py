@@ -307,7 +307,34 @@ class WebSettings(Section):
     """The operator page."""
 
     enabled: bool = False
-    port: Port = 8042
+    bind_host: str = "127.0.0.1"
+    """Loopback by default. Open it to the hospital with a certificate, or behind a proxy."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 8044
+    """8042 is Orthanc's. 0: any that is free."""
+    host_names: tuple[str, ...] = ()
+    """Names that browsers may use for this machine, besides localhost. Another name is refused: a
+    page elsewhere could otherwise point its own name here."""
+    certificate_file: Path | None = None
+    key_file: Path | None = None
+    """PEM. Both: the page is served over TLS alone."""
+    proxy_user_header: str = ""
+    """Header in which a reverse proxy names whom it has signed in, such as `X-Remote-User`. The
+    account of that name must exist here; it says the role."""
+    proxy_addresses: tuple[str, ...] = ("127.0.0.1/32", "::1/128")
+    """Networks from which that header is believed."""
+
+    @model_validator(mode="after")
+    def _both_or_none(self) -> Self:
+        if (self.certificate_file is None) != (self.key_file is None):
+            raise ValueError("certificate_file and key_file are given together")
+        if self.bind_host not in ("127.0.0.1", "::1", "localhost") and (
+            self.certificate_file is None and not self.proxy_user_header
+        ):
+            raise ValueError(
+                "bind_host is open to the network: give certificate_file and key_file, or a proxy's"
+                " proxy_user_header"
+            )
+        return self
 
 
 class SecuritySettings(Section):

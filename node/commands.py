@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from config.loader import load_settings
-from node import check, demo, fetch, jobs, models, process, recall, select
+from node import check, demo, fetch, jobs, models, process, recall, select, users
 
 
 def register(subparsers: Any) -> None:  # noqa: ANN401  # argparse names no public type for it
@@ -21,6 +21,7 @@ def register(subparsers: Any) -> None:  # noqa: ANN401  # argparse names no publ
     fetch.register(subparsers)
     recall.register(subparsers)
     models.register(subparsers)
+    users.register(subparsers)
 
 
 def _register_serve(subparsers: Any) -> None:  # noqa: ANN401

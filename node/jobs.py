@@ -131,14 +131,14 @@ def run_explain(arguments: argparse.Namespace) -> int:
         history = ledger.history(row.series_instance_uid)
         notes = _notes(settings, ledger, row)
         decision = next(iter(ledger.decisions_of(row.series_instance_uid)), None)
-    advice = _advice(row)
+    to_do = advice(row)
     if arguments.json:
         told = {
             "series_instance_uid": row.series_instance_uid,
             "state": row.state,
             "reason": row.reason,
             "explanation": row.explanation,
-            "advice": advice,
+            "advice": to_do,
             "notes": notes,
             "decision": None if decision is None else _decision(decision),
             "history": [
@@ -166,8 +166,8 @@ def run_explain(arguments: argparse.Namespace) -> int:
             print(f"  {line}")
         if decision.rules_digest:
             print(f"  rules in force then: {decision.rules_digest[:12]}")
-    if advice:
-        print(f"What to do: {advice}")
+    if to_do:
+        print(f"What to do: {to_do}")
     return EXIT_DONE
 
 
@@ -208,7 +208,8 @@ def _rests_on_its_job(row: SeriesRow) -> bool:
     return row.reason not in (LATER_FLAIR, CONFLICTING, MISSING_FILES, MIXED_PATIENT, "incomplete")
 
 
-def _advice(row: SeriesRow) -> str:
+def advice(row: SeriesRow) -> str:
+    """What an operator can do about a series that came to this end; "" where nothing is to do."""
     if row.state is SeriesState.NOT_ANALYSED:
         return in_words(row.reason).to_do
     return _ADVICE.get(row.reason, "")

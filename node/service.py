@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Self
+from typing import Any, Self
 
 import structlog
 
@@ -39,6 +39,8 @@ from node.rejections import Rejections
 from node.sitekey import site_key
 from node.spool import Spool
 from node.timers import Timers
+from node.web.app import Surroundings
+from node.web.server import WebServer
 from node.workflow import ANALYSIS, SERIES, WORKFLOW_VERSION, Casework, delivery_queue
 from pipeline.model_pack import find_pack, load_pack
 
@@ -87,6 +89,19 @@ class Workers:
                 self._died(slot, slot.process, now)
             if slot.process is None and now >= slot.not_before:
                 self._start(slot, now)
+
+    def report(self) -> list[dict[str, Any]]:
+        """Of each worker: whether it runs, for how long, and how often it died in a row."""
+        now = time.monotonic()
+        return [
+            {
+                "index": slot.index,
+                "running": slot.process is not None and slot.process.poll() is None,
+                "since_s": now - slot.started_at,
+                "deaths_in_a_row": slot.deaths_in_a_row,
+            }
+            for slot in self.slots
+        ]
 
     def stop(self) -> None:
         """SIGTERM, and SIGKILL for one that stays."""
@@ -145,9 +160,10 @@ class Node:
     timers: Timers
     listener: StorageServer
     workers: Workers
+    web: WebServer | None = None
 
     @classmethod
-    def start(cls, settings: Settings, workers: Workers, model_digest: str) -> Self:
+    def start(cls, settings: Settings, workers: Workers, model_digest: str, config: Path) -> Self:
         """Take up what is owed, then open the door.
 
         Raises:
@@ -187,14 +203,24 @@ class Node:
         intake.reconcile()
         workers.tick()
         timers = Timers(settings, ledger, results, engine, casework, intake, sources, rejections)
+        web = None
+        if settings.web.enabled:
+            surroundings = Surroundings(
+                settings, config, ledger, audit, lambda: dict(timers.answering), workers.report
+            )
+            web = WebServer(settings.web, surroundings)
         timers.start()
         listener.start()
+        if web is not None:
+            web.start()
         log.info("service.ready", pid=os.getpid(), port=listener.port)
-        return cls(ledger, engine, timers, listener, workers)
+        return cls(ledger, engine, timers, listener, workers, web)
 
     def stop(self) -> None:
         """Close the door, end the workers. Work under way goes on at the next start."""
         log.info("service.stopping", pid=os.getpid())
+        if self.web is not None:
+            self.web.stop()
         self.listener.stop()
         self.timers.stop()
         self.workers.stop()
@@ -275,7 +301,7 @@ def serve(
             taken=f"a flairnode service runs on {data_dir} already",
         )
         _require_brain_tool(settings)
-        node = Node.start(settings, workers, model_digest(settings))
+        node = Node.start(settings, workers, model_digest(settings), config)
     except IdentityTakenError as error:
         return _cannot_start("service.identity-taken", error)
     except StudyError as error:

@@ -1,0 +1,153 @@
+"""The pages: what is running now, the studies, and one study."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import Response, StreamingResponse
+from starlette.exceptions import HTTPException
+
+from node.jobs import advice
+from node.ledger import Job, SeriesRow, SeriesState
+from node.web.accounts import Session
+from node.web.app import Surroundings, Viewer, page, surroundings_of
+from node.web.health import not_ready
+
+router = APIRouter()
+
+STUDIES_ON_A_PAGE = 50
+LATEST = 8
+LOOK_EVERY_S = 1.0
+KEEP_ALIVE_S = 15.0
+
+
+@router.get("/")
+def now(request: Request, session: Viewer) -> Response:
+    """What is running, what waits, what came last, and whether everything is well."""
+    return page(request, "now.html", session, _now(surroundings_of(request)))
+
+
+@router.get("/parts/now")
+def now_part(request: Request, session: Viewer) -> Response:
+    """The changing part of it."""
+    return page(request, "now_part.html", session, _now(surroundings_of(request)))
+
+
+def _now(node: Surroundings) -> dict[str, Any]:
+    data_dir = node.settings.node.data_dir
+    return {
+        "faults": not_ready(node),
+        "waiting": node.overview.waiting(),
+        "running": node.overview.studies(
+            states=(SeriesState.RUNNING, SeriesState.DELIVERING), count=LATEST
+        ).lines,
+        "attention": node.overview.studies(
+            states=(SeriesState.FAILED, SeriesState.HELD), count=LATEST
+        ),
+        "latest": node.overview.studies(count=LATEST).lines,
+        "peers": sorted(node.answering().items()),
+        "workers": node.workers(),
+        "disk": shutil.disk_usage(data_dir),
+        "reserve": node.settings.node.reserve_mb * 1e6,
+        "model": node.settings.pipeline.model,
+        "device": node.settings.pipeline.device,
+    }
+
+
+@router.get("/studies")
+def studies(
+    request: Request,
+    session: Viewer,
+    state: str = "",
+    tag: Annotated[str, Query(max_length=64)] = "",
+    reason: Annotated[str, Query(max_length=64)] = "",
+    first: Annotated[int, Query(ge=0)] = 0,
+) -> Response:
+    """All studies, or those that were looked for."""
+    node = surroundings_of(request)
+    wanted = [SeriesState(state)] if state in set(SeriesState) else []
+    found = node.overview.studies(
+        states=wanted,
+        tag=tag.strip().lower(),
+        reason=reason,
+        first=first,
+        count=STUDIES_ON_A_PAGE,
+    )
+    facts = {
+        "found": found,
+        "state": state,
+        "tag": tag,
+        "reason": reason,
+        "reasons": sorted({one for _, one, _ in node.overview.reasons() if one}),
+        "size": STUDIES_ON_A_PAGE,
+    }
+    part = request.headers.get("HX-Target") == "found"
+    return page(request, "studies_part.html" if part else "studies.html", session, facts)
+
+
+@router.get("/studies/{tag}")
+def study(request: Request, session: Viewer, tag: str) -> Response:
+    """One study: its series, their jobs, and everything that happened to them."""
+    return page(request, "study.html", session, study_facts(surroundings_of(request), tag))
+
+
+def study_facts(node: Surroundings, tag: str) -> dict[str, Any]:
+    """Everything a page says of one study.
+
+    Raises:
+        HTTPException: 404, no study has that tag.
+    """
+    uid = node.overview.study_of(tag)
+    if uid is None:
+        raise HTTPException(404)
+    return {
+        "tag": tag,
+        "study_instance_uid": uid,
+        "series": [_series_facts(node, row) for row in node.ledger.series_of(uid)],
+    }
+
+
+def _series_facts(node: Surroundings, row: SeriesRow) -> dict[str, Any]:
+    decision = next(iter(node.ledger.decisions_of(row.series_instance_uid)), None)
+    return {
+        "row": row,
+        "advice": advice(row),
+        "decision": decision,
+        "history": node.ledger.history(row.series_instance_uid),
+        "jobs": [_job_facts(node, job) for job in node.ledger.jobs_of(row.series_instance_uid)],
+    }
+
+
+def _job_facts(node: Surroundings, job: Job) -> dict[str, Any]:
+    result = node.results.read(job.job_id)
+    return {
+        "job": job,
+        "report": node.results.report(job.job_id) if result is not None else None,
+        "objects": result.objects if result is not None else (),
+        "deliveries": node.ledger.deliveries(job.job_id),
+    }
+
+
+@router.get("/events")
+async def events(request: Request, session: Viewer) -> Response:  # its check
+    """Server-sent events: `changed` whenever something happened in the ledger."""
+    return StreamingResponse(_told(request, session), media_type="text/event-stream")
+
+
+async def _told(request: Request, session: Session) -> AsyncIterator[str]:
+    node, last, silent_s = surroundings_of(request), "", 0.0
+    yield f": for {session.role.value}\n\n"
+    while not await request.is_disconnected():
+        version = await asyncio.to_thread(node.overview.version)
+        if version != last:
+            yield "event: changed\ndata: \n\n"
+            last, silent_s = version, 0.0
+        elif silent_s >= KEEP_ALIVE_S:
+            yield ": still here\n\n"
+            silent_s = 0.0
+        await asyncio.sleep(LOOK_EVERY_S)
+        silent_s += LOOK_EVERY_S
