@@ -22,6 +22,7 @@ from pipeline.ensemble import Ensemble
 from pipeline.flow import Analysis, OnStage, Stopwatch, analyse
 from pipeline.model_pack import ModelPack, find_pack, load_pack
 from pipeline.note import Refusal, build_note
+from pipeline.preview import PREVIEW_FILE, write_preview
 from pipeline.quality import header_flags
 from pipeline.results import ResultObject, build_results
 
@@ -84,6 +85,7 @@ def analyse_series(
     save_volumes: bool = False,
     on_stage: OnStage | None = None,
     predecessor: DocumentReference | None = None,
+    preview: bool = False,
 ) -> AnalysisOutcome:
     """Analyse the files of one series and write the result objects.
 
@@ -100,6 +102,7 @@ def analyse_series(
         save_volumes: Also write brain, probability and lesions as NIfTI.
         on_stage: Called with the name of each stage as it begins.
         predecessor: The report of an earlier result, which this one replaces.
+        preview: Also draw every slice for the operator page.
     """
     stage = Stopwatch(on_stage)
     report: dict[str, Any] = {"series_instance_uid": None, "model": _model(pack)}
@@ -121,6 +124,8 @@ def analyse_series(
         with stage("results"):
             objects = build_results(series, analysis, pack, ensemble.settings(), kinds, predecessor)
             outputs = tuple(_write(one, output) for one in objects)
+            if preview:
+                write_preview(output / PREVIEW_FILE, analysis)
             if save_volumes:
                 _save_volumes(analysis, output)
     except StudyError as error:

@@ -82,7 +82,14 @@ def load_pipeline(settings: Settings) -> Analyser:
         pack_digest=pack.digest,
         research=pack.manifest.status == "research",
         analyse=lambda paths, output, **replaced: analyse_series(
-            paths, ensemble, pack, output, kinds=kinds, extract=extract, **replaced
+            paths,
+            ensemble,
+            pack,
+            output,
+            kinds=kinds,
+            extract=extract,
+            preview=settings.web.enabled,
+            **replaced,
         ),
         tell_why=lambda paths, output, reason, explanation: tell_why(
             paths, pack, output, reason, explanation

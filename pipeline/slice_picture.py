@@ -34,6 +34,7 @@ WINDOW: Final = 1.9
 """White is this multiple of the brain's median: lesions reach 1.9, fat burns out (`overlay`)."""
 MARGIN_MM: Final = 15.0  # around the brain: scalp and skull, without which a head looks cut off
 LINE_PIXELS: Final = 2
+FILL: Final = 110  # of 255: the tissue below is still seen
 SECOND_LETTER: Final = 0.5  # cosine from which an edge is also called by its second direction
 
 WHITE: Final = (235, 235, 235)
@@ -145,6 +146,40 @@ def draw_slice(
     _side_marks(draw, view, width, height, letters)
     _numbers(draw, areas, marked > 0, letters)
     return np.array(picture)
+
+
+def draw_layers(
+    volume: Volume, labels: Labels, index: int, view: View, room: tuple[int, int]
+) -> tuple[Image.Image, Image.Image | None]:
+    """One slice in two pictures of one size, to be laid over each other.
+
+    Args:
+        volume: The images.
+        labels: 0 background, 1.. lesions, on its grid.
+        index: Of the slice.
+        view: `view_of` the volume.
+        room: Width and height that the pictures have to fit.
+
+    Returns:
+        The slice in grey with its side marks; the lesions in their colours on nothing, each filled
+        and with a line around it, or None where the slice has none.
+    """
+    width, height = view.size(*room)
+    grey = Image.fromarray(_greys(view.upright(volume.voxels[index]), view, width, height))
+    _side_marks(ImageDraw.Draw(grey), view, width, height, letters=16)
+    marked = _enlarged(view.upright(labels[index]), view, width, height)
+    areas = _areas(marked)
+    if not areas:
+        return grey, None
+    pixels = np.zeros((height, width, 3), np.uint8)
+    lines = np.zeros((height, width), bool)
+    for label in sorted(areas, reverse=True):
+        pixels[marked == label] = colour_rgb(label)
+        before = pixels.copy()
+        _outline(pixels, marked, label, areas[label], LINE_PIXELS)
+        lines |= (pixels != before).any(axis=2)
+    opaque = np.where(lines, 255, np.where(marked > 0, FILL, 0)).astype(np.uint8)
+    return grey, Image.fromarray(np.dstack([pixels, opaque]))
 
 
 @lru_cache(maxsize=32)
@@ -261,6 +296,8 @@ def _side_marks(
     draw: ImageDraw.ImageDraw, view: View, width: int, height: int, letters: int
 ) -> None:
     near = letters // 3
+    ink: int | Colour = 235 if draw.mode == "L" else WHITE
+    edge: int | Colour = 0 if draw.mode == "L" else BLACK
     places: tuple[tuple[str, tuple[int, int], Literal["mt", "mb", "lm", "rm"]], ...] = (
         (view.up, (width // 2, near), "mt"),
         (view.down, (width // 2, height - near), "mb"),
@@ -271,11 +308,11 @@ def _side_marks(
         draw.text(
             place,
             text,
-            WHITE,
+            ink,
             font(letters, bold=True),
             anchor=anchor,
             stroke_width=2,
-            stroke_fill=BLACK,
+            stroke_fill=edge,
         )
 
 

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
-from collections.abc import AsyncIterator
-from typing import Annotated, Any
+import zipfile
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Query, Request
-from fastapi.responses import Response, StreamingResponse
+from fastapi.responses import FileResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
 from node.jobs import advice
-from node.ledger import Job, SeriesRow, SeriesState
+from node.ledger import Job, SeriesRow, SeriesState, UnknownJobError
+from node.outcome import ResultFile
 from node.web.accounts import Session
-from node.web.app import Surroundings, Viewer, page, surroundings_of
+from node.web.app import Operator, Surroundings, Viewer, note, page, surroundings_of
 from node.web.health import not_ready
 
 router = APIRouter()
 
+PREVIEW_FILE: Final = "preview.zip"  # pipeline.preview, which the service does not import: pixels
 STUDIES_ON_A_PAGE = 50
 LATEST = 8
 LOOK_EVERY_S = 1.0
@@ -95,6 +100,103 @@ def study(request: Request, session: Viewer, tag: str) -> Response:
     return page(request, "study.html", session, study_facts(surroundings_of(request), tag))
 
 
+@router.get("/studies/{tag}/jobs/{job_id}")
+def result(
+    request: Request, session: Viewer, tag: str, job_id: str, at: Annotated[int, Query(ge=0)] = 0
+) -> Response:
+    """One result: its slices with the lesions laid over them, its findings, its objects.
+
+    `at` is the slice, counted from 1; 0 is the one with the largest lesion area.
+    """
+    node = surroundings_of(request)
+    job = _job_of(node, tag, job_id)
+    facts = _job_facts(node, job)
+    shown = read_preview(node.results.of(job.job_id))
+    return page(
+        request,
+        "result.html",
+        session,
+        facts | {"tag": tag, "shown": shown, "at": _slice(at, shown, facts["report"])},
+    )
+
+
+@router.get("/studies/{tag}/jobs/{job_id}/{layer}/{index}.png")
+def picture(
+    request: Request,
+    session: Viewer,  # its check
+    tag: str,
+    job_id: str,
+    layer: Literal["slice", "lesions"],
+    index: int,
+) -> Response:
+    """One slice, or the lesions on it."""
+    node = surroundings_of(request)
+    job = _job_of(node, tag, job_id)
+    try:
+        with zipfile.ZipFile(node.results.of(job.job_id) / PREVIEW_FILE) as file:
+            content = file.read(f"{layer}/{index:03}.png")
+    except (OSError, KeyError, zipfile.BadZipFile):
+        raise HTTPException(404) from None
+    return Response(content, media_type="image/png", headers={"Cache-Control": "max-age=300"})
+
+
+@router.get("/studies/{tag}/jobs/{job_id}/objects/{sop_instance_uid}")
+def download(
+    request: Request, session: Operator, tag: str, job_id: str, sop_instance_uid: str
+) -> Response:
+    """One object of a result as it was built. It names the patient, so it is noted who took it."""
+    node = surroundings_of(request)
+    job = _job_of(node, tag, job_id)
+    objects = {one.sop_instance_uid: one for one in _objects(node, job)}
+    found = objects.get(sop_instance_uid)
+    if found is None or not found.path.is_file():
+        raise HTTPException(404)
+    note(request, session, "download", job=job.job_id, object=sop_instance_uid)
+    return FileResponse(
+        found.path, media_type="application/dicom", filename=f"{tag}-{found.path.name}"
+    )
+
+
+def _job_of(node: Surroundings, tag: str, job_id: str) -> Job:
+    """A job of that study.
+
+    Raises:
+        HTTPException: 404, there is none.
+    """
+    try:
+        job = node.ledger.job(job_id)
+    except UnknownJobError:
+        raise HTTPException(404) from None
+    if node.overview.study_of(tag) != job.study_instance_uid:
+        raise HTTPException(404)
+    return job
+
+
+def read_preview(folder: Path) -> dict[str, Any] | None:
+    """What `pipeline.preview` says of its pictures; None where there are none."""
+    try:
+        with zipfile.ZipFile(folder / PREVIEW_FILE) as file:
+            content: dict[str, Any] = json.loads(file.read("index.json"))
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile):
+        return None
+    return content
+
+
+def _slice(at: int, shown: dict[str, Any] | None, report: Mapping[str, Any] | None) -> int:
+    """The slice to begin with, from 0."""
+    count = shown["slices"] if shown is not None else 1
+    if at:
+        return int(min(at, count)) - 1
+    lesions = ((report or {}).get("findings") or {}).get("lesions") or []
+    largest = max(lesions, key=lambda one: float(one["volume_ml"]), default=None)
+    return count // 2 if largest is None else int(min(largest["largest_slice"], count)) - 1
+
+
+def _objects(node: Surroundings, job: Job) -> tuple[ResultFile, ...]:
+    found = node.results.read(job.job_id)
+    return () if found is None else found.objects
+
+
 def study_facts(node: Surroundings, tag: str) -> dict[str, Any]:
     """Everything a page says of one study.
 
@@ -123,11 +225,11 @@ def _series_facts(node: Surroundings, row: SeriesRow) -> dict[str, Any]:
 
 
 def _job_facts(node: Surroundings, job: Job) -> dict[str, Any]:
-    result = node.results.read(job.job_id)
+    objects = _objects(node, job)
     return {
         "job": job,
-        "report": node.results.report(job.job_id) if result is not None else None,
-        "objects": result.objects if result is not None else (),
+        "report": node.results.report(job.job_id) if objects else None,
+        "objects": objects,
         "deliveries": node.ledger.deliveries(job.job_id),
     }
 
