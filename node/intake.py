@@ -18,6 +18,7 @@ from pathlib import Path
 
 import structlog
 
+from config.selection import SelectionSettings
 from config.settings import Settings
 from dicom.errors import Outcome, StudyError
 from dicom.identity import differing_patient
@@ -125,6 +126,7 @@ class Intake:
             sources: Knows what the peers list that studies are fetched from.
         """
         self._settings = settings
+        self._selection = settings.selection
         self._ledger = ledger
         self._spool = spool
         self._audit = audit
@@ -136,6 +138,11 @@ class Intake:
         """Set by whoever builds the node; a source needs an intake, too."""
         self._locks = [threading.Lock() for _ in range(_LOCKS)]
         self._sweeping = threading.Lock()
+
+    def use_selection(self, selection: SelectionSettings) -> None:
+        """Decide by these rules from now on; what is decided stays as it is."""
+        self._selection = selection
+        log.info("rules.changed")
 
     # --- receiving ---------------------------------------------------------------------------
 
@@ -374,7 +381,7 @@ class Intake:
                 differing = differing_patient(
                     instance.header for series in study.series for instance in series.instances
                 )
-                selection = choose(study, self._settings.selection)
+                selection = choose(study, self._selection)
                 judged = {
                     one.series_instance_uid: SeriesDecision(
                         series_instance_uid=one.series_instance_uid,

@@ -206,7 +206,13 @@ class Node:
         web = None
         if settings.web.enabled:
             surroundings = Surroundings(
-                settings, config, ledger, audit, lambda: dict(timers.answering), workers.report
+                settings,
+                config,
+                ledger,
+                audit,
+                lambda: dict(timers.answering),
+                workers.report,
+                intake.use_selection,
             )
             web = WebServer(settings.web, surroundings)
         timers.start()

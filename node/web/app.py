@@ -21,6 +21,7 @@ from fastapi.templating import Jinja2Templates
 from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+from config.selection import SelectionSettings
 from config.settings import Settings
 from node.audit import Audit, AuditEvent
 from node.ledger import Ledger
@@ -63,6 +64,8 @@ class Surroundings:
     """Peer -> did it answer when it was last asked."""
     workers: Callable[[], list[dict[str, Any]]] = list
     """Of each worker process: index, whether it runs, since when."""
+    use_selection: Callable[[SelectionSettings], None] = lambda _: None
+    """Puts other rules in force."""
     results: ResultsFolder = field(init=False)
     accounts: Accounts = field(init=False)
     overview: Overview = field(init=False)
@@ -81,7 +84,7 @@ class SignInNeededError(Exception):
 
 def create_app(surroundings: Surroundings) -> FastAPI:
     """The application over one node."""
-    from node.web import health, pages  # they import what is defined here
+    from node.web import audit, health, pages, rules  # they import what is defined here
 
     app = FastAPI(title="flairnode", docs_url=None, redoc_url=None, openapi_url=None)
     app.state.surroundings = surroundings
@@ -90,6 +93,8 @@ def create_app(surroundings: Surroundings) -> FastAPI:
     app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
     app.include_router(health.router)
     app.include_router(pages.router)
+    app.include_router(rules.router)
+    app.include_router(audit.router)
     app.add_api_route("/sign-in", show_sign_in, methods=["GET"])
     app.add_api_route("/sign-in", sign_in, methods=["POST"])
     app.add_api_route("/sign-out", sign_out, methods=["POST"])

@@ -52,7 +52,13 @@ def gigabytes(size: float) -> str:
 
 def navigation() -> list[tuple[str, str, Role]]:
     """(path, name, who may see it) of the pages."""
-    return [("/", "Now", Role.VIEWER), ("/studies", "Studies", Role.VIEWER)]
+    return [
+        ("/", "Now", Role.VIEWER),
+        ("/studies", "Studies", Role.VIEWER),
+        ("/why", "Why nothing came", Role.VIEWER),
+        ("/rules", "Rules", Role.OPERATOR),
+        ("/audit", "Audit", Role.ADMINISTRATOR),
+    ]
 
 
 TEMPLATE_WORDS: dict[str, Any] = {
