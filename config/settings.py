@@ -337,6 +337,45 @@ class WebSettings(Section):
         return self
 
 
+NoticeKind = Literal[
+    "delivered", "failed", "held", "not-analysed", "silence", "disk", "peer", "self-test"
+]
+
+
+class NotifySettings(Section):
+    """Who is told what, by web hook or e-mail. No notice names a patient or holds a UID."""
+
+    kinds: tuple[NoticeKind, ...] = ("failed", "held", "silence", "disk", "peer", "self-test")
+    """`delivered` and `not-analysed` are many on an ordinary day."""
+    at_most_every_s: Annotated[float, Field(ge=10)] = 300.0
+    """What happens in between is told together: a PACS that is down is one message, not hundreds.
+    """
+    silent_hours: Annotated[float, Field(gt=0)] = 24.0
+    """Nothing received for so long is told once: routing may have been changed."""
+    webhook_url: WebAddress | None = None
+    webhook_secret_file: Path | None = None
+    """With it each message carries `X-Flairnode-Signature: sha256=...`, an HMAC of its body."""
+    mail_to: tuple[str, ...] = ()
+    mail_from: str = ""
+    smtp_host: str = ""
+    smtp_port: Port = 587
+    smtp_security: Literal["starttls", "tls", "none"] = "starttls"
+    smtp_user: str = ""
+    smtp_password_file: Path | None = None
+    template_file: Path | None = None
+    """A Jinja template of the text, instead of the one that ships (`node/notices.txt`)."""
+    link: str = ""
+    """Address of the operator page, as a reader of the message reaches it."""
+
+    @model_validator(mode="after")
+    def _mail_is_whole(self) -> Self:
+        if self.mail_to and not (self.mail_from and self.smtp_host):
+            raise ValueError("mail_to needs mail_from and smtp_host")
+        if self.smtp_user and self.smtp_password_file is None:
+            raise ValueError("smtp_user needs smtp_password_file")
+        return self
+
+
 class SecuritySettings(Section):
     """Who may send. Everybody else is refused at association."""
 
@@ -361,6 +400,7 @@ class Settings(Section):
     retention: RetentionSettings = RetentionSettings()
     engine: EngineSettings = EngineSettings()
     web: WebSettings = WebSettings()
+    notify: NotifySettings = NotifySettings()
     security: SecuritySettings = SecuritySettings()
 
     @model_validator(mode="after")

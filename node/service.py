@@ -15,8 +15,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, Self
@@ -32,11 +33,13 @@ from node.engine import Engine, FileIdentity, IdentityTakenError
 from node.follow import FollowedSources
 from node.intake import Intake, admission
 from node.ledger import Ledger
+from node.ledger.overview import Overview
 from node.logs import configure_logging
+from node.notices import Notices
 from node.outcome import ResultsFolder
 from node.rebuild import open_ledger
 from node.rejections import Rejections
-from node.sitekey import site_key
+from node.sitekey import site_key, tag
 from node.spool import Spool
 from node.timers import Timers
 from node.web.app import Surroundings
@@ -48,6 +51,8 @@ log = structlog.get_logger(__name__)
 
 EXIT_CANNOT_START = 1
 TICK_S = 0.2
+NOTICES_LOOK_S = 15.0
+DEATHS_TO_TELL = 3
 FIRST_RESTART_PAUSE_S = 0.25
 LONGEST_RESTART_PAUSE_S = 30.0
 STEADY_AFTER_S = 60.0
@@ -215,6 +220,12 @@ class Node:
                 intake.use_selection,
             )
             web = WebServer(settings.web, surroundings)
+        notices = Notices(
+            settings,
+            Overview(ledger.path, partial(tag, site_key(data_dir))),
+            lambda: what_is_wrong(settings, timers.answering, workers.report()),
+        )
+        timers.also(notices.look, NOTICES_LOOK_S)
         timers.start()
         listener.start()
         if web is not None:
@@ -231,6 +242,26 @@ class Node:
         self.timers.stop()
         self.workers.stop()
         log.info("service.ended", pid=os.getpid())
+
+
+def what_is_wrong(
+    settings: Settings, answering: Mapping[str, bool], workers: Sequence[Mapping[str, Any]]
+) -> dict[str, str]:
+    """What people are told when it begins and when it ends (`node.notices`)."""
+    wrong = {
+        f"peer:{peer}": f"peer {peer} does not answer"
+        for peer, answers in sorted(answering.items())
+        if not answers
+    }
+    free_mb = shutil.disk_usage(settings.node.data_dir).free / 1e6
+    if free_mb < settings.node.reserve_mb:
+        wrong["disk:reserve"] = f"{free_mb:.0f} MB of disk are free: senders are told to come back"
+    wrong |= {
+        f"failed:worker-{worker['index']}": f"worker {worker['index']} died again and again"
+        for worker in workers
+        if worker["deaths_in_a_row"] >= DEATHS_TO_TELL
+    }
+    return wrong
 
 
 def service_id(settings: Settings) -> str:

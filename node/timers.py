@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 import time
+from collections.abc import Callable
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 
@@ -80,6 +81,10 @@ class Timers:
             timezone=UTC,
             job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None},
         )
+
+    def also(self, look: Callable[[], None], period_s: float) -> None:
+        """Look at something else as well; before or after `start`."""
+        self._scheduler.add_job(look, "interval", seconds=period_s)
 
     def start(self) -> None:
         """Begin to tick."""

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from node.ledger.records import SeriesState
-from node.ledger.tables import moment
+from node.ledger.records import ENDS, SeriesState
+from node.ledger.tables import marks, moment
 
 Tag = Callable[[str], str]
 """Keyed hash of an identifier: what a study is called outside the archive."""
@@ -52,6 +52,16 @@ class Waiting:
     state: SeriesState
     count: int
     oldest_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A series that came to an end."""
+
+    state: SeriesState
+    reason: str
+    tag: str
+    """Of its study."""
 
 
 # The series that a study is judged by: what runs, then what a person must look at, then results.
@@ -147,6 +157,28 @@ class Overview:
                     " WHERE state IN ('queued', 'running', 'delivering') GROUP BY state"
                 )
             ]
+
+    def ended_since(self, number: int) -> tuple[int, list[Ended]]:
+        """What came to an end after line `number` of the history, and the last line now."""
+        with self._connection() as db:
+            last = int(db.execute("SELECT COALESCE(MAX(number), 0) FROM outcomes").fetchone()[0])
+            rows = db.execute(
+                "SELECT outcomes.state, outcomes.reason, study_instance_uid FROM outcomes"  # noqa: S608
+                " JOIN series USING (series_instance_uid)"
+                f" WHERE number > ? AND number <= ? AND outcomes.state IN ({marks(tuple(ENDS))})"
+                " ORDER BY number",
+                (number, last, *(state.value for state in ENDS)),
+            ).fetchall()
+        return last, [
+            Ended(SeriesState(row["state"]), row["reason"], self._tag(row["study_instance_uid"]))
+            for row in rows
+        ]
+
+    def last_received_at(self) -> datetime | None:
+        """When the last instance came; None: none did."""
+        with self._connection() as db:
+            latest = db.execute("SELECT MAX(last_received_at) FROM series").fetchone()[0]
+        return None if latest is None else moment(latest)
 
     def version(self) -> str:
         """Another value whenever something has happened: what a live page compares."""
