@@ -75,6 +75,10 @@ class NodeSettings(Section):
     reserve_mb: Annotated[int, Field(ge=0)] = 2048
     """Below this much free disk a sender is told to come back later (0xA700)."""
 
+    daily_self_test: bool = True
+    """At start, once a day and after a change of the model, when no case is under way: the
+    synthetic head with known lesions through the whole pipeline (20 s of one core)."""
+
     @property
     def packs_dir(self) -> Path:
         """Where this site's model packs are installed."""

@@ -28,11 +28,12 @@ from config.settings import Settings
 from dicom.errors import StudyError
 from dicom.network.scp import StorageServer
 from node.audit import Audit
+from node.daily import SelfTests
 from node.durable import SERVICE_LOCK
 from node.engine import Engine, FileIdentity, IdentityTakenError
 from node.follow import FollowedSources
 from node.intake import Intake, admission
-from node.ledger import Ledger
+from node.ledger import Ledger, SeriesState
 from node.ledger.overview import Overview
 from node.logs import configure_logging
 from node.notices import Notices
@@ -52,6 +53,7 @@ log = structlog.get_logger(__name__)
 EXIT_CANNOT_START = 1
 TICK_S = 0.2
 NOTICES_LOOK_S = 15.0
+SELF_TEST_LOOK_S = 60.0
 DEATHS_TO_TELL = 3
 FIRST_RESTART_PAUSE_S = 0.25
 LONGEST_RESTART_PAUSE_S = 30.0
@@ -208,6 +210,9 @@ class Node:
         intake.reconcile()
         workers.tick()
         timers = Timers(settings, ledger, results, engine, casework, intake, sources, rejections)
+        tests = SelfTests(
+            settings, config, model_digest, busy=lambda: bool(ledger.jobs(SeriesState.RUNNING))
+        )
         web = None
         if settings.web.enabled:
             surroundings = Surroundings(
@@ -218,14 +223,17 @@ class Node:
                 lambda: dict(timers.answering),
                 workers.report,
                 intake.use_selection,
+                tests,
             )
             web = WebServer(settings.web, surroundings)
         notices = Notices(
             settings,
             Overview(ledger.path, partial(tag, site_key(data_dir))),
-            lambda: what_is_wrong(settings, timers.answering, workers.report()),
+            lambda: what_is_wrong(settings, timers.answering, workers.report(), tests.fault()),
         )
         timers.also(notices.look, NOTICES_LOOK_S)
+        if settings.node.daily_self_test:
+            timers.also(tests.look, SELF_TEST_LOOK_S)
         timers.start()
         listener.start()
         if web is not None:
@@ -245,7 +253,10 @@ class Node:
 
 
 def what_is_wrong(
-    settings: Settings, answering: Mapping[str, bool], workers: Sequence[Mapping[str, Any]]
+    settings: Settings,
+    answering: Mapping[str, bool],
+    workers: Sequence[Mapping[str, Any]],
+    self_test_fault: str = "",
 ) -> dict[str, str]:
     """What people are told when it begins and when it ends (`node.notices`)."""
     wrong = {
@@ -261,6 +272,8 @@ def what_is_wrong(
         for worker in workers
         if worker["deaths_in_a_row"] >= DEATHS_TO_TELL
     }
+    if self_test_fault:
+        wrong["self-test:head"] = f"self-test: {self_test_fault}"
     return wrong
 
 

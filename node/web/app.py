@@ -24,6 +24,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from config.selection import SelectionSettings
 from config.settings import Settings
 from node.audit import Audit, AuditEvent
+from node.daily import SelfTests
 from node.ledger import Ledger
 from node.ledger.overview import Overview
 from node.outcome import ResultsFolder
@@ -66,6 +67,8 @@ class Surroundings:
     """Of each worker process: index, whether it runs, since when."""
     use_selection: Callable[[SelectionSettings], None] = lambda _: None
     """Puts other rules in force."""
+    tests: SelfTests | None = None
+    """The self-test of the day."""
     results: ResultsFolder = field(init=False)
     accounts: Accounts = field(init=False)
     overview: Overview = field(init=False)

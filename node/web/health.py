@@ -88,5 +88,10 @@ def _collected(node: Surroundings) -> CollectorRegistry:
         answering.labels(peer).set(answers)
     workers = gauge("workers_running", "Worker processes that run")
     workers.set(sum(bool(worker["running"]) for worker in node.workers()))
+    if node.tests is not None and node.tests.latest is not None:
+        gauge("self_test_passed", "Was the last self-test as it has to be").set(
+            not node.tests.fault()
+        )
+        gauge("self_test_dice", "Dice of the last self-test").set(node.tests.latest.dice or 0.0)
     gauge("ready", "1 when /readyz says so").set(not not_ready(node))
     return registry

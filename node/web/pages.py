@@ -60,6 +60,8 @@ def _now(node: Surroundings) -> dict[str, Any]:
         "reserve": node.settings.node.reserve_mb * 1e6,
         "model": node.settings.pipeline.model,
         "device": node.settings.pipeline.device,
+        "tested": node.tests.latest if node.tests is not None else None,
+        "test_fault": node.tests.fault() if node.tests is not None else "",
     }
 
 
