@@ -1,5 +1,6 @@
 # Two commands do everything, from a bare Debian 12 with git, make and Python 3.11 (with venv):
 #   make demo    a node and an archive on this machine; one synthetic study through both
+#   make install what both need, alone: for a site (deploy/SITE_GUIDE.md)
 #   make test    the whole test suite, against a real Orthanc, DCMTK and PostgreSQL
 #
 # TORCH_INDEX=URL  another index for torch. Where the usual index offers torch only with CUDA, a site
@@ -13,7 +14,7 @@ TORCH := torch==2.13.0
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 CONSTRAINED := -c constraints.txt
 
-.PHONY: demo test lint types check train-starter benchmarks clean
+.PHONY: install demo test lint types check train-starter benchmarks clean
 .DEFAULT_GOAL := demo
 
 .venv/base: pyproject.toml constraints.txt
@@ -30,6 +31,8 @@ CONSTRAINED := -c constraints.txt
 .venv/dev: .venv/base
 	@$(PIP) install $(CONSTRAINED) --group dev
 	@touch $@
+
+install: .venv/base
 
 demo: .venv/base
 	@$(BIN)/flairnode demo
