@@ -7,7 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from config.loader import load_settings
-from node import check, daily, demo, fetch, init, jobs, models, process, recall, select, users
+from node import (
+    check,
+    daily,
+    demo,
+    fetch,
+    init,
+    jobs,
+    models,
+    process,
+    recall,
+    select,
+    support,
+    users,
+)
 
 
 def register(subparsers: Any) -> None:  # noqa: ANN401  # argparse names no public type for it
@@ -24,6 +37,7 @@ def register(subparsers: Any) -> None:  # noqa: ANN401  # argparse names no publ
     users.register(subparsers)
     daily.register(subparsers)
     init.register(subparsers)
+    support.register(subparsers)
 
 
 def _register_serve(subparsers: Any) -> None:  # noqa: ANN401
