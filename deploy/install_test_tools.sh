@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs what the tests judge flairnode with: a real Orthanc, DCMTK, dicom3tools, poppler and
-# PostgreSQL, from Debian's packages, without starting a single service. Does nothing when all are there.
+# Installs what the tests judge flairnode with: a real Orthanc, DCMTK, dicom3tools, poppler, Chromium
+# and PostgreSQL, from Debian's packages, without starting a single service. Does nothing when all are there.
 set -euo pipefail
 
 needed=()
@@ -10,6 +10,7 @@ need() { # need PROGRAM PACKAGE
 need Orthanc orthanc
 need dciodvfy dicom3tools
 need pdftotext poppler-utils
+need chromium chromium
 [ -x /usr/bin/dcmsend ] || needed+=(dcmtk)
 [ -e /usr/share/orthanc/plugins/libOrthancDicomWeb.so ] || needed+=(orthanc-dicomweb)
 compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || needed+=(postgresql)
