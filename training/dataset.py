@@ -22,6 +22,7 @@ import io
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,11 +30,10 @@ from typing import Any
 import numpy as np
 
 from dicom.errors import StudyError
-from pipeline.brain import SURFACE_REFINE_VERSION
+from pipeline.brain import SURFACE_REFINE_VERSION, BrainMask
 from pipeline.model_pack import canonical_json
 from training.dataset_cases import (
     Files,
-    Labelled,
     Row,
     canvas_case,
     facts_of,
@@ -43,6 +43,7 @@ from training.dataset_cases import (
     stripped_image,
     unpacked,
 )
+from training.enlarge import Labelled, Pair, insert_case, plan_pairs
 from training.nnunet_files import (
     PLANS_NAME,
     Json,
@@ -319,6 +320,7 @@ class _Builder:
 
     def __init__(self, folder: Path, recipe: Recipe, seed: int, on_case: OnRow | None) -> None:
         self._folder, self._recipe, self._seed, self._on_case = folder, recipe, seed, on_case
+        self._excluded: list[Row] = []
         self.done = 0
 
     def lay_on_canvas(self, cases: Sequence[PreparedCase], refusals: Refusals) -> list[Row]:
@@ -333,9 +335,45 @@ class _Builder:
 
         rows = []
         for case in cases:
-            rows.append(self._row(case, ROWS, {}, build))
+            rows.append(self._row(_who_is(case), ROWS, self._rests_on(case), partial(build, case)))
             self.done += 1
-        return _ready(rows, refusals)
+        ready = self._ready(rows, refusals)
+        if not self._recipe.cases.semi_synthetic:
+            return ready
+        names = {row["case"] for row in ready}
+        return ready + self._enlarge([case for case in cases if case.name in names])
+
+    def _enlarge(self, cases: Sequence[PreparedCase]) -> list[Row]:
+        """Semi-synthetic cases. One in which nothing could be inserted is told and left out."""
+
+        def labelled(case: PreparedCase) -> Labelled:
+            volume, lesions = case.read()
+            with np.load(self._folder / "brains" / f"{case.name}.npz") as content:
+                mask = unpacked(content["brain"], volume.grid.shape)
+            return Labelled(volume, lesions, BrainMask(mask, volume.grid, "kept", ""))
+
+        def build(pair: Pair) -> tuple[Row, Files]:
+            key = f"{self._seed}/{pair.name}"
+            made = insert_case(labelled(pair.host), labelled(pair.donor), key)
+            row, files = stack_case(pair.name, made, self._recipe)
+            return row, (one for one in files if one[0].startswith("stacks/"))
+
+        rows = []
+        for pair in plan_pairs(cases, self._seed):
+            who = {
+                **_who_is(pair.host),
+                "case": pair.name,
+                "semi_synthetic": True,
+                "host": pair.host.name,
+                "donor": pair.donor.name,
+                "donor_patient": pair.donor.patient,
+            }
+            rests_on = {
+                "host": self._rests_on(pair.host),
+                "donor": self._rests_on(pair.donor),
+            }
+            rows.append(self._row(who, ROWS, rests_on, partial(build, pair)))
+        return self._ready(rows, Refusals.GO_ON)
 
     def preprocess(self, cases: Sequence[PreparedCase], refusals: Refusals) -> list[Row]:
         """NnU-Net's own way: strip all, look at all, plan, preprocess each."""
@@ -345,7 +383,13 @@ class _Builder:
             one = Labelled(volume, lesions, find_brain(volume, self._recipe))
             return stripped_case(case.name, one, self._recipe)
 
-        stripped = _ready([self._row(case, "stripped", {}, strip) for case in cases], refusals)
+        stripped = self._ready(
+            [
+                self._row(_who_is(case), "stripped", self._rests_on(case), partial(strip, case))
+                for case in cases
+            ],
+            refusals,
+        )
         prints = fingerprint(
             facts_of(stripped)[0],
             [self._stripped(row["case"])["intensities"] for row in stripped],
@@ -376,13 +420,14 @@ class _Builder:
         rows = []
         for case in cases:
             if case.name in found:
-                rows.append(self._row(case, ROWS, {"plans": _digest(configuration)}, build))
+                rests_on = self._rests_on(case) | {"plans": _digest(configuration)}
+                rows.append(self._row(_who_is(case), ROWS, rests_on, partial(build, case)))
                 self.done += 1
-        return _ready(rows, refusals)
+        return self._ready(rows, refusals)
 
     def finish(self, run: Path, rows: Sequence[Row], cohort: PreparedCohort) -> Dataset:
         """Plans, lists and tables; the index last."""
-        folder, recipe = self._folder, self._recipe
+        recipe = self._recipe
         origins = {
             image["name"]: _origin(row, image, cohort) for row in rows for image in row["images"]
         }
@@ -394,7 +439,7 @@ class _Builder:
             self._write_json("plans.json", canvas_plans(recipe, prints))
         self._write_json("dataset.json", self._described(len(origins)))
         self._write_json("splits_final.json", list(splits))
-        self._write_table(rows)
+        self._write_table([*rows, *self._excluded])
         self._remove_strays(rows)
         self._write_json(
             INDEX,
@@ -421,30 +466,35 @@ class _Builder:
                 },
             },
         )
-        del folder
         return open_dataset(run)
 
+    def _ready(self, rows: Sequence[Row], refusals: Refusals) -> list[Row]:
+        refused = [row for row in rows if row["outcome"] == EXCLUDED]
+        if refused and refusals is Refusals.STOP:
+            raise CasesRefusedError(
+                "; ".join(
+                    f"{row['case']}: {row['reason']}: {row['explanation']}" for row in refused
+                )
+                + ". Exclude or mend them, or say that the rest is to go on"
+            )
+        self._excluded += refused
+        return [row for row in rows if row["outcome"] != EXCLUDED]
+
     def _row(
-        self,
-        case: PreparedCase,
-        stage: str,
-        more: Row,
-        build: Callable[[PreparedCase], tuple[Row, Files]],
+        self, who: Row, stage: str, rests_on: Row, build: Callable[[], tuple[Row, Files]]
     ) -> Row:
-        """The row of a case: kept, or made with its files and written after them."""
-        path = self._folder / stage / f"{case.name}.json"
+        """The row of a case: kept, or made, with its files written before it."""
+        path = self._folder / stage / f"{who['case']}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        rests_on = self._rests_on(case) | more
         kept = self._kept(path, rests_on)
         if kept is not None:
             self._tell(kept, stage, kept=True)
             return kept
         path.unlink(missing_ok=True)
-        who = {"case": case.name, "patient": case.patient, "part": case.part}
-        plain = {"outcome": READY, "reason": "", "explanation": "", "semi_synthetic": False}
+        plain = {"outcome": READY, "reason": "", "explanation": ""}
         try:
-            row, files = build(case)
-            row = {**who, **plain, **row, "files": self._write(files)}
+            made, files = build()
+            row = {**who, **plain, **made, "files": self._write(files)}
         except DiskFullError:
             raise
         except StudyError as error:
@@ -569,13 +619,15 @@ _NOT_IN_TABLE = frozenset({"files", "rests_on", "fingerprint", "images"})
 
 def totals(rows: Sequence[Row]) -> Row:
     """Sums over the cases."""
+    ready = [row for row in rows if row["outcome"] == READY]
 
     def total(key: str) -> float:
         return round(sum(float(row.get(key, 0)) for row in rows), 4)
 
     return {
-        "cases": sum(not row["semi_synthetic"] for row in rows),
-        "semi_synthetic": sum(row["semi_synthetic"] for row in rows),
+        "cases": sum(not row["semi_synthetic"] for row in ready),
+        "semi_synthetic": sum(row["semi_synthetic"] for row in ready),
+        "refused": sum(row["outcome"] != READY and not row["semi_synthetic"] for row in rows),
         "images": sum(len(row["images"]) for row in rows),
         **{key: total(key) for key in _SUMMED if any(key in row for row in rows)},
     }
@@ -600,14 +652,14 @@ def in_words(run: Path) -> str:
     return "\n".join(lines)
 
 
-def _ready(rows: Sequence[Row], refusals: Refusals) -> list[Row]:
-    refused = [row for row in rows if row["outcome"] == EXCLUDED]
-    if refused and refusals is Refusals.STOP:
-        raise CasesRefusedError(
-            "; ".join(f"{row['case']}: {row['reason']}: {row['explanation']}" for row in refused)
-            + ". Exclude or mend them, or say that the rest is to go on"
-        )
-    return [row for row in rows if row["outcome"] != EXCLUDED]
+def _who_is(case: PreparedCase) -> Row:
+    return {
+        "case": case.name,
+        "patient": case.patient,
+        "part": case.part,
+        "semi_synthetic": False,
+        "donor": "",
+    }
 
 
 def _origin(row: Row, image: Row, cohort: PreparedCohort) -> Origin:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from io import BytesIO
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -27,10 +27,12 @@ from pipeline.preprocess import (
     prepare,
     resample_to_canvas,
 )
+from training.enlarge import Labelled
 from training.entropy_rule import EntropySelection, select_slices
 from training.nnunet_files import canvas_properties, encode_case, fingerprint_of_case
 from training.paper_augment import apply_draw, draw_copy
 from training.recipe import Recipe
+from training.sources import running_sum
 
 Row = dict[str, Any]
 Files = Iterator[tuple[str, bytes]]
@@ -40,15 +42,6 @@ FINE_SLICE_MM = 1.5
 """Stacks of slices up to this are cut anew, thicker and tilted; thicker ones stay as acquired."""
 MARGIN_PIXELS = 6  # around the brain box: room for rim artefacts
 SMALLEST_BRAIN_MM2 = 100.0  # of a slice that is drawn for training
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Labelled:
-    """A volume with its lesions and its brain, on one grid: read, or enlarged by `enlarge`."""
-
-    volume: Volume
-    lesions: Mask
-    brain: BrainMask
 
 
 def find_brain(volume: Volume, recipe: Recipe) -> BrainMask:
@@ -227,12 +220,12 @@ def stack_case(name: str, one: Labelled, recipe: Recipe) -> tuple[Row, Files]:
     )
     sample = np.sort(intensities)[:: max(1, len(intensities) // 200)]
     row["fingerprint"] = {**facts, "intensities": [round(float(value), 4) for value in sample]}
-    return row, _stack_files(name, values, kind, slice_mm, canvas)
+    return row, chain(
+        _stack_files(name, values, kind, slice_mm, canvas), brain_file(name, one.brain.mask)
+    )
 
 
 def _stack_files(name: str, values: Array, kind: str, slice_mm: float, canvas: CanvasSpec) -> Files:
-    from training.sources import running_sum
-
     lesion_slices = np.flatnonzero((values[..., 1] > 0.5).any(axis=(1, 2)))
     area_mm2 = (values[..., 2] > 0.5).sum(axis=(1, 2)) * canvas.pixel_mm**2
     brain_slices = np.flatnonzero(area_mm2 > SMALLEST_BRAIN_MM2)
@@ -295,6 +288,13 @@ def stripped_image(volume: Volume, brain: Mask, recipe: Recipe) -> Array:
     widened = dilate_in_plane_mm(brain, volume.grid.spacing_mm, CanvasSpec().dilation_mm)
     out: Array = np.where(widened, volume.voxels, np.float32(0.0))
     return out
+
+
+def brain_file(name: str, brain: Mask) -> Files:
+    """The brain, so that a host or a donor is not stripped again."""
+    content = BytesIO()
+    np.savez_compressed(content, brain=np.packbits(brain))
+    yield f"brains/{name}.npz", content.getvalue()
 
 
 def unpacked(bits: npt.NDArray[np.uint8], shape: tuple[int, int, int]) -> Mask:
