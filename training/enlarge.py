@@ -40,6 +40,8 @@ Array = npt.NDArray[np.float32]
 CONTRAST = (0.22, 0.09, 0.10)
 """Of white matter: at 1 mm3, for ten times the volume, sd."""
 FAINTEST, BRIGHTEST = 0.08, 0.8
+BRIGHTEST_INSERTED = 0.45
+"""Nine of ten real lesions stand out by no more; a confluent one of 40 ml would get 0.63."""
 TEXTURE_SD = 0.09
 TEXTURE_MM = 0.8
 EDGE_MM = 0.6  # in the plane; a slice's own thickness blurs along its normal
@@ -49,13 +51,18 @@ DEEP_MM = 4.0  # from the edge of the brain: below the cortex, mostly
 DARKEST_WHITE, BRIGHTEST_WHITE = 0.82, 1.16
 """Of the median of deep brain. Grey matter has 0.98 to 1.20 of white: some of it looks alike."""
 DARKEST_NEAR = 0.70  # fluid has 0.27 to 0.49
+FURROW = 0.80
+"""Darker than this and thin is a furrow, and what lies within `CORTEX_MM` of it is cortex."""
+FURROW_MM, CORTEX_MM = 2.5, 3.0
+SMALLEST_FURROW_MM2 = 4.0
 SMOOTH_MM = 1.0
 RIM_MM = 1.0
 """Lesions may reach this far over white matter: to the wall of a ventricle."""
 AWAY_FROM_LESIONS_MM = 2.0
 KEPT_SHARE = 0.5
 """Of a lesion's voxels that fall on insertable tissue; with fewer it is left out, not mutilated."""
-SMALLEST_MM3 = 5.0
+SMALLEST_MM3, SMALLEST_MM2 = 5.0, 4.0
+"""Of what is inserted, as a whole and in one slice: less is a splinter of a lesion cut in two."""
 
 DONORS_PER_HOST = 3
 
@@ -133,7 +140,7 @@ def insert_case(host: Labelled, donor: Labelled, key: str) -> Labelled:
     added = _worth_keeping(carried, free, spacing_mm)
     if not added.any():
         raise NothingInsertedError("no lesion of the donor falls on free white matter of the host")
-    painted = paint_lesions(voxels, added, spacing_mm, white_matter, rng)
+    painted = paint_lesions(voxels, added, spacing_mm, white_matter, rng, BRIGHTEST_INSERTED)
     return Labelled(
         Volume(view.invert(painted), host.volume.grid), view.invert(own | added), host.brain
     )
@@ -145,16 +152,18 @@ def paint_lesions(
     spacing_mm: SpacingMm,
     white_matter: float,
     rng: np.random.Generator,
+    brightest: float = BRIGHTEST,
 ) -> Array:
     """The image with lesions in it, each with its own contrast.
 
-    Amplitude ~ N(0.22 + 0.09 log10(mm3), 0.10) of white matter, texture sd 9 %, edges of 0.6 mm.
+    Amplitude ~ N(0.22 + 0.09 log10(mm3), 0.10) of white matter, at most `brightest`; texture sd
+    9 %, edges of 0.6 mm.
     """
     labels, count = ndimage.label(lesions, np.ones((3, 3, 3)))
     volumes = np.bincount(labels.ravel(), minlength=count + 1) * float(np.prod(spacing_mm))
     start, slope, spread = CONTRAST
     amplitudes = rng.normal(start + slope * np.log10(np.maximum(volumes, 1)), spread)
-    amplitudes = np.clip(amplitudes, FAINTEST, BRIGHTEST)
+    amplitudes = np.clip(amplitudes, FAINTEST, brightest)
     amplitudes[0] = 0.0
     noise = rng.standard_normal(labels.shape, dtype=np.float32)
     texture = ndimage.gaussian_filter(noise, [TEXTURE_MM / step for step in spacing_mm])
@@ -170,8 +179,9 @@ def insertable(
 ) -> tuple[Mask, float]:
     """Where lesions may go, in the axial view, and the intensity of white matter there.
 
-    White matter and 1 mm around it, 4 mm inside the brain, 2 mm away from the host's own lesions;
-    told from the FLAIR alone, so deep grey matter that is as bright is taken for white.
+    White matter and 1 mm around it, 4 mm inside the brain, 3 mm away from furrows and 2 mm from the
+    host's own lesions. Told from the FLAIR alone: deep grey matter that is as bright as white, and
+    cortex whose furrow is too narrow to be seen, are taken for white.
     """
     core = erode_in_plane_mm(brain, spacing_mm, CORE_MM) & ~lesions
     if not core.any():
@@ -180,6 +190,9 @@ def insertable(
     blurred = ndimage.gaussian_filter(voxels, (0.0, *(SMOOTH_MM / step for step in spacing_mm[1:])))
     relative = blurred / level[:, None, None]
     deep = depth_in_plane_mm(brain, spacing_mm) > DEEP_MM
+    deep &= ~dilate_in_plane_mm(
+        _furrows(brain & (relative < FURROW), spacing_mm), spacing_mm, CORTEX_MM
+    )
     white = deep & (relative > DARKEST_WHITE) & (relative < BRIGHTEST_WHITE)
     white = dilate_in_plane_mm(erode_in_plane_mm(white, spacing_mm, 1.0), spacing_mm, 1.0)
     near = dilate_in_plane_mm(close_in_plane_mm(white, spacing_mm, 2.0), spacing_mm, RIM_MM)
@@ -235,7 +248,29 @@ def _worth_keeping(carried: Mask, free: Mask, spacing_mm: SpacingMm) -> Mask:
     left = np.bincount(labels[free].ravel(), minlength=count + 1)
     enough = (left >= KEPT_SHARE * whole) & (left * float(np.prod(spacing_mm)) >= SMALLEST_MM3)
     enough[0] = False
-    out: Mask = enough[labels] & free
+    kept: Mask = enough[labels] & free
+    for index, section in enumerate(kept):
+        kept[index] = _of_area(section, spacing_mm, SMALLEST_MM2)
+    return kept
+
+
+def _furrows(dark: Mask, spacing_mm: SpacingMm) -> Mask:
+    """What is dark and thin: a ventricle is not, and lesions may reach it."""
+    wide = dilate_in_plane_mm(
+        erode_in_plane_mm(dark, spacing_mm, FURROW_MM), spacing_mm, FURROW_MM + 1.0
+    )
+    thin = dark & ~wide
+    for index, section in enumerate(thin):
+        thin[index] = _of_area(section, spacing_mm, SMALLEST_FURROW_MM2)
+    return thin
+
+
+def _of_area(section: Mask, spacing_mm: SpacingMm, smallest_mm2: float) -> Mask:
+    """The components of a slice that are not smaller."""
+    labels, _ = ndimage.label(section, np.ones((3, 3)))
+    large = np.bincount(labels.ravel()) * spacing_mm[1] * spacing_mm[2] >= smallest_mm2
+    large[0] = False
+    out: Mask = large[labels]
     return out
 
 
