@@ -622,7 +622,8 @@ def totals(rows: Sequence[Row]) -> Row:
     ready = [row for row in rows if row["outcome"] == READY]
 
     def total(key: str) -> float:
-        return round(sum(float(row.get(key, 0)) for row in rows), 4)
+        found = sum(row.get(key, 0) for row in rows)
+        return round(float(found), 4) if isinstance(found, float) else int(found)
 
     return {
         "cases": sum(not row["semi_synthetic"] for row in ready),

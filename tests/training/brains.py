@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import numpy.typing as npt
@@ -113,3 +115,15 @@ def recipe_file(folder: Path, text: str) -> Path:
     path = folder / "recipe.toml"
     path.write_text(text, encoding="utf-8")
     return path
+
+
+@cache
+def _kept() -> TemporaryDirectory[str]:
+    folder: TemporaryDirectory[str] = TemporaryDirectory()
+    put_prepared(Path(folder.name))
+    return folder
+
+
+def prepared_cohort() -> Path:
+    """Eight patients, prepared once. Read only."""
+    return Path(_kept().name) / "prepared"
