@@ -68,7 +68,15 @@ DEFAULT_SEED = (
 
 DATASET, ROWS, READY = "dataset", "rows", "ready"
 RECIPE, RUN, INDEX = "recipe.json", "run.json", "index.json"
-SOFTWARE = ("flairnode", "nnunetv2", "dynamic-network-architectures", "torch", "numpy", "scipy")
+SOFTWARE = (
+    "flairnode",
+    "nnunetv2",
+    "dynamic-network-architectures",
+    "torch",
+    "numpy",
+    "scipy",
+    "blosc2",
+)
 
 
 class RunDiffersError(StudyError):

@@ -35,6 +35,8 @@ TILT = (0.12, 0.05)  # sd of the slope along rows and columns: 7 and 3 degrees
 COMBINED_SHARE = 0.3
 THICKEST_COMBINED_MM = 3.5
 """Two neighbours of more than this are thicker than any clinical slice."""
+TRIES = 4
+"""To keep a lesion that was drawn for certain: a tilt, a thick slab or a bite can lose it."""
 COARSER_SHARE = 0.35
 COARSEST = 2.0
 """Times the pixel of the canvas, along each axis: 1.5 mm for site-2d."""
@@ -99,7 +101,12 @@ class SiteBatches:
         one, index = drawer.draw(rng, sure=sure)
         if not self._augmented:
             return plain_image(one, index, self._canvas)
-        return varied_image(one, index, self._canvas, rng)
+        made = varied_image(one, index, self._canvas, rng)
+        for _ in range(TRIES - 1 if sure else 0):
+            if (made[1] == 1).any():
+                break
+            made = varied_image(one, index, self._canvas, rng)
+        return made
 
 
 class _Drawer:
