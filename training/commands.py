@@ -31,8 +31,8 @@ def register(subparsers: Any) -> None:  # noqa: ANN401  # argparse names no publ
     train = subparsers.add_parser("train", help="train models", description="Train models.")
     commands = train.add_subparsers(title="commands", dest="train_command", required=True)
     register_prepare(commands)
-    register_recipes(commands)
     _register_starter(commands)
+    register_recipes(commands)
     register_metrics(subparsers)
     register_validate(subparsers)
 

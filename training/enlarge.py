@@ -7,6 +7,7 @@ So such a case has `semi-synthetic` in its name and in every table, is trained o
 and donor both are, and nobody is judged on it (`training.dataset.refuse_leaks`).
 
 Figures: contrast and edges of lesions of two real patients (the project's data_facts.md).
+`training.sources` paints alike into the heads of the starter, whose hosts have a T1 or a template.
 """
 
 from __future__ import annotations
