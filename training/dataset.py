@@ -124,6 +124,7 @@ class Origin:
     semi_synthetic: bool = False
     """With inserted lesions of the second patient."""
     lesions: bool = True
+    """Has the case any?"""
 
     @property
     def real(self) -> bool:
@@ -498,7 +499,8 @@ class _Builder:
         if kept is not None:
             self._tell(kept, stage, kept=True)
             return kept
-        path.unlink(missing_ok=True)
+        for gone in (path, self._folder / INDEX):
+            gone.unlink(missing_ok=True)
         plain = {"outcome": READY, "reason": "", "explanation": ""}
         try:
             made, files = build()

@@ -51,6 +51,8 @@ class PreparedCase:
     folder: Path
     files: Mapping[str, str]
     """SHA-256 of image and mask, by file name."""
+    digest: str = ""
+    """Of the voxels of both: as `training.splits.SplitCase`. Compression does not enter it."""
 
     def read(self) -> tuple[Volume, Mask]:
         """Image and lesion mask, (slices, rows, columns), on one grid.
@@ -88,7 +90,7 @@ class PreparedCohort:
     @property
     def digest(self) -> str:
         """Of images and masks: another one is another cohort."""
-        return _digest({case.name: [case.patient, dict(case.files)] for case in self.cases})
+        return _digest({case.name: [case.patient, case.digest] for case in self.cases})
 
     @property
     def splits_digest(self) -> str:
@@ -149,19 +151,18 @@ def _case(folder: Path, row: Mapping[str, Any], splits: Splits | None) -> Prepar
         lesion_ml=float(row["lesion_ml"]),
         folder=folder / CASES / row["case"],
         files={name: row["files"][name] for name in (IMAGE, MASK)},
+        digest=_voxel_digest(row),
     )
+
+
+def _voxel_digest(row: Mapping[str, Any]) -> str:
+    return hashlib.sha256(f"{row['image_digest']}\0{row['mask_digest']}".encode()).hexdigest()
 
 
 def _refuse_other_cases(splits: Splits, rows: Mapping[str, Mapping[str, Any]]) -> None:
     """The splits were dealt for exactly these images and masks of these patients."""
     dealt = {case.name: (case.patient, case.digest) for case in splits.cases}
-    here = {
-        name: (
-            row["patient"],
-            hashlib.sha256(f"{row['image_digest']}\0{row['mask_digest']}".encode()).hexdigest(),
-        )
-        for name, row in rows.items()
-    }
+    here = {name: (row["patient"], _voxel_digest(row)) for name, row in rows.items()}
     if dealt != here:
         odd = sorted(
             name for name in dealt.keys() | here.keys() if dealt.get(name) != here.get(name)

@@ -224,6 +224,17 @@ def test_nnunet_reads_cases_plans_and_lists(tmp_path: Path, paper: Recipe) -> No
     assert (batch["target"] == 1).any()
 
 
+def test_a_volume_is_one_case_with_all_its_slices(tmp_path: Path) -> None:
+    cases = 'unit = "slice"\nentropy_rule = true\ncopies = 5'
+    recipe = recipe_of(tmp_path, PAPER.replace(cases, 'unit = "volume"'))
+    dataset = build_dataset(prepared_cohort(), tmp_path / "run", recipe)
+    assert len(dataset.origins) == 6
+    name = min(dataset.origins)
+    image, mask, properties = load(dataset, name)
+    assert image.shape == mask.shape == (1, 25, 64, 48)
+    assert set(properties["class_locations"][1][:, 1]) == {12, 14}  # also the two pixels of 14
+
+
 def test_plans_of_paper_2d_are_those_of_nnunet_for_512_x_512(tmp_path: Path) -> None:
     facts = {"spacing": [6.5, 0.4297, 0.4297], "shape": [25, 512, 512], "relative_size": 0.5}
     plans = canvas_plans(load_recipe("paper-2d"), fingerprint([facts], []))
@@ -313,6 +324,16 @@ def test_a_damaged_file_is_made_again(tmp_path: Path, paper: Recipe) -> None:
     name = min(dataset.origins)
     (dataset.cases_folder / f"{name}.b2nd").write_bytes(b"half")
     again: list[str] = []
+
+    def stop(row: dict[str, Any], *, kept: bool) -> None:
+        if not kept:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        build_dataset(prepared_cohort(), tmp_path / "run", paper, stop)
+    with pytest.raises(NoDatasetError):  # while it is mended it is not whole
+        open_dataset(tmp_path / "run")
+    (dataset.cases_folder / f"{name}.b2nd").write_bytes(b"half")
     build_dataset(
         prepared_cohort(),
         tmp_path / "run",
