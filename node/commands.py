@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from config.loader import load_settings
-from node import check, demo, fetch, jobs, models, process, recall, select
+from node import check, cohort, demo, fetch, jobs, models, process, recall, select
 
 
 def register(subparsers: Any) -> None:  # noqa: ANN401  # argparse names no public type for it
@@ -19,6 +19,7 @@ def register(subparsers: Any) -> None:  # noqa: ANN401  # argparse names no publ
     check.register(subparsers)
     jobs.register(subparsers)
     fetch.register(subparsers)
+    cohort.register(subparsers)
     recall.register(subparsers)
     models.register(subparsers)
 

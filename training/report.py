@@ -31,12 +31,14 @@ from training import (
     report_figures,
     report_groups,
     report_opening,
+    report_training,
 )
 from training.cohort_figures import MEASURES, Cohorts, Draws, figures, split
 from training.content import Cell, Column, Document, Section, Table, Words
 from training.report_words import plural
 from training.statistics import DRAWS
 from training.summary import summarise
+from training.training_log import FoldLog
 from training.validate import MEASURES_REVISION, PICTURES, ROWS, RUN, write_whole
 
 Row = dict[str, Any]
@@ -161,6 +163,7 @@ def build(
     *,
     declaration: tuple[acceptance.Declaration, str] | None = None,
     baseline: Run | None = None,
+    folds: Sequence[FoldLog] = (),
     draws: int = DRAWS,
 ) -> Report:
     """Everything a report says of a run.
@@ -169,6 +172,7 @@ def build(
         run: From `read_run`.
         declaration: From `acceptance.read_declaration`.
         baseline: Another run, on the same cases.
+        folds: How the pack was trained, from `training_log.read_training`.
         draws: Of each bootstrap.
     """
     by = Draws(run.seed, draws)
@@ -198,6 +202,8 @@ def build(
             )
             sections.append(section)
         sections.append(report_cases.overlays(main, run.folder / PICTURES))
+    if folds:
+        sections.append(report_training.training(folds))
     sections += _asides(cohorts, by)
     sections.append(report_cases.every_case(run.rows, run.folder / PICTURES))
     made = _made(run, by, declaration[1] if declaration else None, baseline)
@@ -226,6 +232,7 @@ def build(
         },
         "summary_of_main_cohort": summary,
         "comparison": list(compared),
+        "training": list(report_training.as_json(folds)),
     }
     return Report(document, content, verdict, cohorts)
 
@@ -433,7 +440,7 @@ def write(folder: Path, output: Path, **asked: Any) -> Report:  # noqa: ANN401  
     Args:
         folder: Of the run.
         output: Where the report goes.
-        **asked: `declaration`, `baseline`, `draws` of `build`.
+        **asked: `declaration`, `baseline`, `folds`, `draws` of `build`.
     """
     from training.report_html import to_html
     from training.report_print import to_pdf
