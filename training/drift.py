@@ -400,8 +400,8 @@ def _too_few(found: Compared) -> Compared:
 def _holm(compared: Sequence[Compared]) -> list[Compared]:
     """Judge every one that was tested, its p adjusted by Holm's step-down procedure.
 
-    The smallest of m p-values is multiplied by m, the next by m - 1, and so on, and none is smaller
-    than the one before it: what `statsmodels.stats.multitest.multipletests(method="holm")` gives.
+    The smallest of m p-values is multiplied by m, the next by m - 1, and so on, and none becomes
+    smaller than the one before it.
     """
     order = sorted(
         (index for index, one in enumerate(compared) if one.p is not None),

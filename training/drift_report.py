@@ -143,7 +143,7 @@ def _verdict(drift: Drift, live: Live, validated: Sequence[Seen]) -> Section:
             )
         )
     for count, said in (
-        (live.unreadable, "could not be read"),
+        (live.unreadable, "damaged and not read"),
         (live.replaced, "replaced by a later one of the same series, which is counted"),
     ):
         if count:
@@ -191,8 +191,9 @@ def _findings(drift: Drift, live: Live) -> Section:
             rows,
             f"Outside: p below {ALPHA:g} (rank test of Mann and Whitney, adjusted by Holm for all "
             f"tests of the month) and a Cliff's delta of at least {LARGE_DELTA:g}; or so many "
-            f"cases beyond the validated range that the lower bound of their share (Wilson) is above "
-            f"{100 * OUTSIDE_SHARE:g} %. Fewer than {FEWEST} cases on either side: too few to say.",
+            f"cases beyond the validated range that the lower bound of their share (Wilson) is "
+            f"above {100 * OUTSIDE_SHARE:g} %. Fewer than {FEWEST} cases on either side: too few "
+            "to say.",
         )
     ]
     for one, (name, _, of) in zip(drift.numbers, NUMBERS, strict=True):

@@ -77,6 +77,8 @@ class Run:
     """Rows of cases that the last run was not asked for."""
     sha256: Mapping[str, str] = field(default_factory=dict)
     """Of each row's file."""
+    cohort: Mapping[str, JsonValue] = field(default_factory=dict)
+    """Where its cases came from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +104,7 @@ def read_run(folder: Path, on_row: RowTables | None = None) -> Run:
         OtherRevisionError: A row of another revision of the measures.
     """
     paths = sorted((folder / ROWS).glob("*.json"))
-    asked, seed = _asked(folder / RUN)
+    asked, seed, cohort = _asked(folder / RUN)
     left_over = tuple(path.stem for path in paths if asked is not None and path.stem not in asked)
     rows, digests = [], {}
     for path in paths:
@@ -127,16 +129,17 @@ def read_run(folder: Path, on_row: RowTables | None = None) -> Run:
         tuple(name for name in asked or () if name not in measured),
         left_over,
         digests,
+        cohort,
     )
 
 
-def _asked(path: Path) -> tuple[list[str] | None, int]:
-    """The cases of the last run and its seed; None where the run did not write them."""
+def _asked(path: Path) -> tuple[list[str] | None, int, dict[str, JsonValue]]:
+    """Cases, seed and cohort of the last run; no cases where the run did not write them."""
     if not path.is_file():
-        return None, DEFAULT_SEED
+        return None, DEFAULT_SEED, {}
     try:
         run = json.loads(path.read_text(encoding="utf-8"))
-        return [str(name) for name in run["cases"]], int(run["seed"])
+        return [str(name) for name in run["cases"]], int(run["seed"]), dict(run.get("cohort", {}))
     except (ValueError, KeyError, TypeError) as error:
         raise UnreadableError(f"{path} is not what `flairnode validate run` wrote") from error
 
@@ -194,6 +197,8 @@ def build(
             main, cohorts.in_training, cohorts.semi_synthetic, run.unmeasured, run.left_over
         )
     )
+    if doubled := report_opening.given_twice(run.rows):
+        sections.append(doubled)
     if main:
         sections += _of_main(main, summary, by)
         if baseline is not None:
@@ -299,6 +304,7 @@ def _made(
     return {
         "report_by": {"flairnode": version("flairnode")},
         "measures_revision": MEASURES_REVISION,
+        "cohort": dict(run.cohort),
         "models": distinct("model"),
         "software": distinct("software"),
         "nsd_tolerance_mm": distinct("nsd_tolerance_mm"),
@@ -320,6 +326,7 @@ def _how_it_was_made(made: Mapping[str, Any]) -> Section:
     lines = [
         ("report by", f"flairnode {made['report_by']['flairnode']}"),
         ("measures, revision", made["measures_revision"]),
+        *(("cases", _pairs(made["cohort"])) for _ in range(bool(made["cohort"]))),
         *(("software", _pairs(one)) for one in made["software"]),
         *(
             (
@@ -360,10 +367,13 @@ def _how_it_was_made(made: Mapping[str, Any]) -> Section:
 
 
 def _pairs(some: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {_brief(value)}" for name, value in some.items())
+    told = (f"{name.replace('_', ' ')} {_brief(value)}" for name, value in some.items())
+    return ", ".join(told)
 
 
 def _brief(value: Any) -> str:  # noqa: ANN401  # JSON
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, list):
         return " ".join(str(one) for one in value) or "none"
     return str(value)

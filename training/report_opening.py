@@ -221,6 +221,36 @@ def what_it_can_show(
     return Section("What this report can show, and what it cannot", tuple(said))
 
 
+def given_twice(rows: Sequence[Row]) -> Section | None:
+    """One image in several cases; None where there is no such image."""
+    cases: dict[str, list[Row]] = {}
+    for row in rows:
+        image = row.get("image_digest") or row["sha256"].get("flair.nii.gz")
+        if image:
+            cases.setdefault(str(image), []).append(row)
+    said: list[Words] = []
+    for same in cases.values():
+        names = " and ".join(str(row["case"]) for row in same)
+        patients = sorted({str(row["patient"]) for row in same})
+        if len(patients) > 1:
+            said.append(
+                Words(
+                    f"{names} have one image: one person under the names {' and '.join(patients)}. "
+                    "Every figure counts this person as several, and every interval is too "
+                    "narrow. Mend the list of patients and run again.",
+                    "bad",
+                )
+            )
+        elif len(same) > 1:
+            said.append(
+                Words(
+                    f"{names} have one image: it is counted {len(same)} times in every mean.",
+                    "caution",
+                )
+            )
+    return Section("The same image twice", tuple(said)) if said else None
+
+
 def _every(count: int) -> str:
     if count == 1:
         return "The only real case of this run was"

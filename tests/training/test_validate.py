@@ -143,17 +143,21 @@ def test_a_case_that_cannot_be_measured_is_a_row_with_its_reason(
     put(cases / "c-elsewhere", "prediction.nii.gz", "####", grid=replace(GRID, affine=moved))
     put(cases / "d-broken", "reference.nii.gz", "####")
     (cases / "d-broken/prediction.nii.gz").write_bytes(b"no image")
+    put(cases / "e-nan", "reference.nii.gz", "####")
+    nan = np.full(GRID.shape, np.nan, np.float32)
+    write_nifti(cases / "e-nan/prediction.nii.gz", nan, GRID)
     rows, _ = run_heard(cases, tmp_path / "out")
     assert [(row["outcome"], row["reason"]) for row in rows] == [
         ("not_analysed", "missing-file"),
         ("not_analysed", "missing-file"),
         ("not_analysed", "grid-mismatch"),
         ("not_analysed", "unreadable"),
+        ("not_analysed", "not-finite"),
         ("analysed", ""),
         ("analysed", ""),
         ("analysed", ""),
     ]
-    assert all(row["metrics"] is None for row in rows[:4])
+    assert all(row["metrics"] is None for row in rows[:5])
     assert "b-no-prediction has no prediction.nii.gz" in rows[1]["explanation"]
 
 
