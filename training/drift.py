@@ -1,6 +1,7 @@
 """Is what the node sees and finds today still within what it was validated on?
 
-The node's stored results (`data_dir/results/*/outcome.json`) are compared, month by month, with the
+The node's stored results (`data_dir/results/*/outcome.json`, and `data_dir/history/*.json` of those
+that retention has removed) are compared, month by month, with the
 cases of a validation run: what was found (volumes, counts), what quality said, how often there was
 no result, and how images were acquired. Without a reference nobody can say whether a mask is right;
 what can be said is that the node works on other images, or finds other amounts, than those that its
@@ -11,12 +12,11 @@ p, adjusted for all measures of the month (Holm), is below `ALPHA`, with a Cliff
 `LARGE_DELTA`; or more cases beyond the validated 2.5 to 97.5 % than can be chance
 (`OUTSIDE_SHARE`). Rates: Fisher's exact test, adjusted likewise, and a difference of at least
 `LARGE_DIFFERENCE`. With fewer than `FEWEST` cases on either side nothing is called anything.
-
-A result that retention has removed cannot be compared: look before `retention.keep_days` are over.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -102,7 +102,10 @@ def read_live(data_dir: Path) -> Live:
     """
     found: dict[str, tuple[str, Seen]] = {}
     total = unreadable = 0
-    for path in sorted((data_dir / "results").glob(f"*/{OUTCOME_FILE}")):
+    stored = sorted((data_dir / "results").glob(f"*/{OUTCOME_FILE}"))
+    there = {path.parent.name for path in stored}
+    kept = sorted((data_dir / "history").glob("*.json"))
+    for path in (*(one for one in kept if one.stem not in there), *stored):
         try:
             created, series, seen = _read_result(json.loads(path.read_bytes()))
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -113,8 +116,8 @@ def read_live(data_dir: Path) -> Live:
             found[series] = created, seen
     if not found:
         raise NoLiveResultsError(
-            "the data directory holds no readable results/*/outcome.json: give node.data_dir of "
-            "the site's settings; results older than retention.keep_days are gone"
+            "the data directory holds no readable results/*/outcome.json and no history: give "
+            "node.data_dir of the site's settings"
         )
     seen_in_order = sorted((created, key) for key, (created, _) in found.items())
     return Live(tuple(found[key][1] for _, key in seen_in_order), unreadable, total - len(found))
@@ -125,9 +128,12 @@ def _read_result(content: Mapping[str, Any]) -> tuple[str, str, Seen]:
     job, report = content["job"], content.get("report") or {}
     findings, quality = report.get("findings") or {}, report.get("quality") or {}
     created = str(job["created_at"])
+    series = job.get("series_sha256")
+    if series is None:
+        series = hashlib.sha256(str(job["series_instance_uid"]).encode()).hexdigest()
     return (
         created,
-        str(job["series_instance_uid"]),
+        str(series),
         Seen(
             month=created[:7],
             outcome=str(Outcome(content["outcome"])),

@@ -271,8 +271,7 @@ def _by_month(live: Live) -> Section:
                     )
                     for one in _months(live)
                 ),
-                "By the day on which the node ordered the analysis, UTC, whatever the pack. Only "
-                "what is still stored: retention removes results.",
+                "By the day on which the node ordered the analysis, UTC, whatever the pack.",
             ),
         ),
     )

@@ -117,8 +117,8 @@ def _register_drift(subparsers: Any) -> None:  # noqa: ANN401
         help="compare a month of the live node with what was validated",
         description="Compares the stored results of a node with the cases of a validation run: "
         "volumes, counts, quality, results that are missing, acquisition. Writes drift.html, "
-        "drift.pdf, drift.json, drift.csv and months.csv without identifiers. Run it once a month, "
-        "before retention removes the results. Exit 0 inside, or too few to say; 3 outside.",
+        "drift.pdf, drift.json, drift.csv and months.csv without identifiers. Run it once a month. "
+        "Exit 0 inside, or too few to say; 3 outside.",
     )
     drift.add_argument(
         "--live", type=Path, required=True, metavar="DATA_DIR", help="node.data_dir of the site"

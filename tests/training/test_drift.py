@@ -213,8 +213,22 @@ def test_what_the_node_stores_is_read_by_month_and_each_series_once(tmp_path: Pa
         compare(live, VALIDATED, "2025-12")
 
 
+def test_what_retention_removed_is_compared_all_the_same(tmp_path: Path) -> None:
+    put_node(tmp_path)
+    before = read_live(tmp_path)
+    results = ResultsFolder(tmp_path)
+    for number in (3, 4, 5, 31):
+        results.remember(f"job{number:03}")
+        results.remove(f"job{number:03}")
+    results.remember("job099")  # damaged: nothing to keep, and no error
+    assert read_live(tmp_path) == before
+    kept = (tmp_path / "history/job003.json").read_text()
+    assert "1.2.3" not in kept
+    assert len(list((tmp_path / "history").iterdir())) == 4
+
+
 def test_a_node_without_results_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(NoLiveResultsError, match="retention"):
+    with pytest.raises(NoLiveResultsError, match="no history"):
         read_live(tmp_path)
 
 
