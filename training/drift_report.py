@@ -165,9 +165,9 @@ def _findings(drift: Drift, live: Live) -> Section:
     rows = tuple(
         (
             Cell(f"{one.name}, {one.unit}" if one.unit else one.name),
-            Cell(_median(one.validated, one.validated_n)),
+            Cell(_brief(one.validated, one.validated_n)),
             Cell(_range(one)),
-            Cell(_median(one.live, one.live_n)),
+            Cell(_brief(one.live, one.live_n)),
             Cell("-" if one.beyond is None else f"{one.beyond} of {one.live_n}"),
             Cell(number(one.effect, 2) if one.effect is not None else "-"),
             Cell(_p(one.p)),
@@ -365,10 +365,15 @@ def _median(value: float | None, n: int) -> str:
     return f"{number(value)} [{n}]" if value is not None else f"- [{n}]"
 
 
+def _brief(value: float | None, n: int) -> str:
+    """Four digits: a repetition time has no decimals worth printing."""
+    return f"{value:.4g} [{n}]" if value is not None else f"- [{n}]"
+
+
 def _range(one: Compared) -> str:
     if one.low is None or one.high is None:
         return "-"
-    return f"{number(one.low)} to {number(one.high)}"
+    return f"{one.low:.4g} to {one.high:.4g}"
 
 
 def _p(value: float | None) -> str:
@@ -378,7 +383,8 @@ def _p(value: float | None) -> str:
 
 
 def _judgement(one: Compared) -> Cell:
-    said = f"{one.judgement}{': ' if one.because else ''}{one.because}"
+    known = one.judgement != "not known"
+    said = f"{one.judgement}{': ' if one.because else ''}{one.because}" if known else one.because
     return Cell(said, tone=TONES[one.judgement])
 
 

@@ -184,7 +184,10 @@ def month_plot(
     """
     found = [value for _, values in months for value in values]
     x, _ = _frame((0, len(months)), (0, 1))
-    y = Axis(*nice_range([*found, *limits]), HEIGHT - BOTTOM, TOP)
+    low, high = nice_range([*found, *limits])
+    if min(*found, *limits) >= 0:
+        low = max(0.0, low)  # nothing that is counted or measured here is below
+    y = Axis(low, high, HEIGHT - BOTTOM, TOP)
     shapes: list[Shape] = []
     for tick in y.ticks:
         shapes.append(Line(((x.start, y.at(tick)), (x.end, y.at(tick))), "grid"))

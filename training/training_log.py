@@ -1,5 +1,8 @@
 """What the trainer wrote of its folds: `RUN/fold_K/log.csv`, a line for each epoch.
 
+And, where the pack was measured, `RUN/validation/fold_K/cases/*.json`: each member alone on the
+patients it was not trained on, rows as `training.validate` writes them.
+
 Columns: `epoch,seconds,learning_rate,train_loss,train_loss_augmented,val_loss,val_dice`. An empty
 cell was not measured then. `train_loss` is of the slices as they are, `train_loss_augmented` of
 what the network was fed: the two of the paper's figure 3.
@@ -8,6 +11,7 @@ what the network was fed: the two of the paper's figure 3.
 from __future__ import annotations
 
 import csv
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from dicom.errors import EmptyInputError, UnreadableError
+from training.validate import MEASURES_REVISION, ROWS, Row, slim
 
 LOG: Final = "log.csv"
 COLUMNS: Final = (
@@ -49,6 +54,8 @@ class FoldLog:
 
     number: int
     epochs: tuple[Epoch, ...]
+    rows: tuple[Row, ...] = ()
+    """Of its own patients, by its member alone; empty where it was not measured."""
 
     @property
     def best(self) -> Epoch | None:
@@ -82,7 +89,23 @@ def read_training(run: Path) -> tuple[FoldLog, ...]:
     ]
     if not found:
         raise EmptyInputError(f"{run} holds no fold_K/{LOG}: give the folder of a training run")
-    return tuple(FoldLog(number, tuple(_epochs(path))) for number, path in sorted(found))
+    return tuple(
+        FoldLog(number, tuple(_epochs(path)), _rows(run / "validation" / f"fold_{number}"))
+        for number, path in sorted(found)
+    )
+
+
+def _rows(folder: Path) -> tuple[Row, ...]:
+    """The measured cases of a fold; what is of other measures than ours is left out."""
+    rows = []
+    for path in sorted((folder / ROWS).glob("*.json")):
+        try:
+            row = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UnreadableError(f"{folder.name}/{path.name} is no JSON") from error
+        if row.get("measures_revision") == MEASURES_REVISION:
+            rows.append(slim(row))
+    return tuple(rows)
 
 
 def _epochs(path: Path) -> Sequence[Epoch]:

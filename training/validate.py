@@ -40,7 +40,10 @@ from pipeline.brain import strip_skull
 from pipeline.brain_tools import Extract
 from pipeline.flow import Analysis, Segmenter, analyse
 from pipeline.model_pack import Manifest
-from training.case_inputs import REFERENCE, Files, Image, NiftiFiles, NotSelectedError
+from training.case_inputs import FLAIR as FLAIR  # what a folder of cases is made of
+from training.case_inputs import PREDICTION as PREDICTION
+from training.case_inputs import REFERENCE as REFERENCE
+from training.case_inputs import Files, Image, NiftiFiles, NotSelectedError
 from training.case_pictures import draw_pictures
 from training.case_rows import calibration_sums, disagreement_sums, lesion_rows, slice_rows
 from training.metrics import compare, refuse_other_grid

@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import JsonValue
 
 from dicom.errors import EmptyInputError, StudyError
-from pipeline.model_pack import Manifest
+from pipeline.model_pack import Manifest, canonical_json
 from training.case_inputs import (
     FLAIR,
     REFERENCE,
@@ -120,16 +120,19 @@ def _repeated(one: CohortCase, listed: tuple[CohortCase, ...]) -> str:
 
 def _prepared(path: Path, manifest: Manifest, part: str) -> Chosen:
     splits = read_splits(path / SPLITS)
-    digest = hashlib.sha256((path / SPLITS).read_bytes()).hexdigest()
     wanted = [case for case in splits.cases if part in (ALL, _part(splits, case.patient))]
     if not wanted:
         raise EmptyInputError(f"the prepared cohort has no case in the part {part}")
-    trained_here = manifest.training_data.figures.get("splits_sha256") == digest
+    digest, splits_digest = cohort_digest(path, splits), digest_of_splits(splits)
+    told = manifest.training_data.figures
+    trained_here = told.get("cohort_digest") == digest
+    # The same cohort, dealt otherwise: then nobody knows who was kept for the test.
+    dealt_otherwise = trained_here and told.get("splits_digest", splits_digest) != splits_digest
     seen = seen_patients(manifest)
     cases = []
     for one in wanted:
         of_patient = _part(splits, one.patient)
-        seen_here = trained_here and of_patient != TEST
+        seen_here = trained_here and (dealt_otherwise or of_patient != TEST)
         about = {
             **_known(path / CASES / one.name / ROW),
             "part": of_patient,
@@ -145,10 +148,33 @@ def _prepared(path: Path, manifest: Manifest, part: str) -> Chosen:
             "part": part,
             "cases": len(cases),
             "excluded_when_prepared": len(_excluded(path)),
-            "splits_sha256": digest,
-            "pack_trained_on_these_splits": trained_here,
+            "cohort_digest": digest,
+            "splits_digest": splits_digest,
+            "pack_trained_on_this_cohort": trained_here,
         },
     )
+
+
+def cohort_digest(path: Path, splits: Splits) -> str:
+    """Of all prepared images and masks: what a pack says it was trained on (`cohort_digest`)."""
+    files = {
+        case.name: [
+            case.patient,
+            {
+                name: digest
+                for name, digest in _row(path / CASES / case.name / ROW).get("files", {}).items()
+                if name in (IMAGE, MASK)
+            },
+        ]
+        for case in splits.cases
+    }
+    return hashlib.sha256(canonical_json(files)).hexdigest()
+
+
+def digest_of_splits(splits: Splits) -> str:
+    """Of every patient's part."""
+    dealt = [splits.seed, list(splits.test), list(splits.folds)]
+    return hashlib.sha256(canonical_json(dealt)).hexdigest()
 
 
 def _part(splits: Splits, patient: str) -> str:

@@ -9,7 +9,7 @@ import pytest
 from dicom.errors import EmptyInputError, UnreadableError
 from tests.training.pictures import row
 from tests.training.runs import case_row, write_run
-from tests.training.test_report import table
+from tests.training.test_report import table, words
 from training.content import Plot
 from training.drawing import Line
 from training.report import build, read_run
@@ -57,6 +57,7 @@ def test_the_report_shows_curves_and_the_table_of_folds(run: Path, tmp_path: Pat
     assert lines[0] == ["0", "4", "0.600", "0.700", "2", "0.700", "2.00"]
     # Of 0.6 and 0.5: SD = 0.1 / sqrt 2.
     assert lines[-1][:3] == ["mean ± SD of 2 folds", "-", "0.550 ± 0.071"]
+    assert "were not measured on their own patients" in words(report.document)
     (section,) = (one for one in report.document.sections if one.title == "Training")
     plots = [block for block in section.blocks if isinstance(block, Plot)]
     assert [plot.caption for plot in plots] == [
@@ -69,6 +70,26 @@ def test_the_report_shows_curves_and_the_table_of_folds(run: Path, tmp_path: Pat
     ]
     assert [len(curve.points) for curve in curves] == [4, 4, 3]
     assert report.content["training"][0]["epochs"][1]["val_loss"] is None  # type: ignore[index,call-overload]
+
+
+def test_the_table_of_folds_is_of_each_member_on_its_own_patients(
+    run: Path, tmp_path: Path
+) -> None:
+    write_run(
+        run / "validation/fold_0",
+        [case_row("a", row("####"), row("####")), case_row("b", row("####"), row("##.."))],
+    )
+    empty = case_row("d", row("...."), row("...."))
+    write_run(run / "validation/fold_10", [case_row("c", row("####"), row("....")), empty])
+    folder = write_run(tmp_path / "run", [case_row("a", row("##"), row("##"))])
+    report = build(read_run(folder), folds=read_training(run), draws=50)
+    lines = table(report.document, "Training")
+    # Dice 1 and 2 x 2 / 6; 0 and not defined: n is 1.
+    assert [line[:2] for line in lines[:2]] == [["0", "0.833 [2]"], ["10", "0.000 [1]"]]
+    assert lines[1][-2:] == ["2 of 2", "2"]
+    spread = (5 / 6) / 2**0.5
+    assert lines[2][:2] == ["mean ± SD of 2 folds", f"{5 / 12:.3f} ± {spread:.3f}"]
+    assert table(report.document, "Training", 1)[0][:3] == ["0", "4", "0.600"]
 
 
 def test_a_folder_without_logs_and_a_damaged_log_are_refused(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -145,12 +144,15 @@ def test_of_a_prepared_cohort_the_test_set_is_taken_and_training_patients_are_ma
     test = choose_cases(prepared, CohortRules(), manifest_with())
     assert [case.about["part"] for case in test.cases] == ["test", "test"]
     assert test.told["part"] == "test"
-    digest = hashlib.sha256((prepared / "splits.json").read_bytes()).hexdigest()
-    trained_here = manifest_with(splits_sha256=digest)
+    trained_here = manifest_with(cohort_digest=test.told["cohort_digest"], patients=6)
     every = choose_cases(prepared, CohortRules(), trained_here, "all").cases
     assert len(every) == 8
     for case in every:
         assert ("in_training" in case.about) == (case.about["part"] != "test")
+    # The same patients, dealt otherwise: the test set may have been trained on.
+    other = manifest_with(cohort_digest=test.told["cohort_digest"], splits_digest="of other")
+    dealt = choose_cases(prepared, CohortRules(), other).cases
+    assert [case.about["in_training"] for case in dealt] == ["yes", "yes"]
     fold = choose_cases(prepared, CohortRules(), manifest_with(), "fold-1").cases
     assert {case.about["fold"] for case in fold} == {"1"}
     assert "in_training" not in fold[0].about  # of a pack that was trained elsewhere
