@@ -157,7 +157,8 @@ def what_it_can_show(
     if trained:
         said.append(
             Words(
-                f"{_every(len(main))} in the training of the pack (patients.csv, in_training). "
+                f"{_every(len(main))} in the training of the pack (in_training, as patients.csv "
+                "or the cohort says). "
                 "The figures "
                 "show that the software runs and what it learned. They say nothing about how it "
                 "does on a patient it has not seen, which will be worse.",

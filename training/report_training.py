@@ -35,8 +35,8 @@ def training(folds: Sequence[FoldLog]) -> Section:
     else:
         blocks.append(
             Words(
-                "The folds were not measured on their own patients (`train pack` does it): there "
-                "is no table of folds, only the course of training."
+                "The folds were not measured on their own patients (flairnode train pack does "
+                "it): there is no table of folds, only the course of training."
             )
         )
     blocks.append(_table(folds))

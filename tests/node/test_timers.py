@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
@@ -96,6 +97,31 @@ def test_only_results_delivered_long_ago_are_deleted(site: Site) -> None:
     assert not site.results.of(old.job_id).exists()
     assert all(site.results.of(job.job_id).exists() for job in (young, *others))
     assert [name for name, _ in site.calls] == ["discard", "history"]
+
+
+def test_of_a_result_that_is_deleted_the_numbers_of_its_month_stay(site: Site) -> None:
+    job = site.job(1, SeriesState.DELIVERED, days_ago=15)
+    site.results.begin(job.job_id)
+    done = JobOutcome(Outcome.ANALYSED, "", "", "w", research=True, objects=())
+    report = {
+        "series_instance_uid": "1.2.1",
+        "findings": {"lesion_count": 3, "total_volume_ml": 1.5, "lesions": [{"label": 1}]},
+        "quality": {"verdict": "review", "flags": [{"code": "motion", "message": "long"}]},
+        "acquisition": {"slices": 22},
+    }
+    order = Order("w", site.ledger.job_record(job.job_id), ())
+    site.results.finish(job.job_id, done, order, report)
+    site.timers.expire()
+    assert not site.results.of(job.job_id).exists()
+    text = (site.results.data_dir / "history" / f"{job.job_id}.json").read_text()
+    kept = json.loads(text)
+    assert "1.2.1" not in text
+    assert kept["job"]["created_at"] == job.created_at.isoformat()
+    assert kept["report"] == {
+        "findings": {"lesion_count": 3, "total_volume_ml": 1.5},
+        "quality": {"verdict": "review", "flags": [{"code": "motion"}]},
+        "acquisition": {"slices": 22},
+    }
 
 
 @pytest.mark.parametrize(

@@ -144,6 +144,10 @@ def test_of_a_prepared_cohort_the_test_set_is_taken_and_training_patients_are_ma
     test = choose_cases(prepared, CohortRules(), manifest_with())
     assert [case.about["part"] for case in test.cases] == ["test", "test"]
     assert test.told["part"] == "test"
+    number = int(test.cases[0].name.removeprefix("P"))
+    masks = test.cases[0].files.masks(None)
+    assert (np.count_nonzero(masks.reference), masks.second) == (number + 3, None)
+    assert test.cases[0].files.image().volume.grid.shape == masks.grid.shape
     trained_here = manifest_with(cohort_digest=test.told["cohort_digest"], patients=6)
     every = choose_cases(prepared, CohortRules(), trained_here, "all").cases
     assert len(every) == 8
