@@ -328,7 +328,8 @@ def in_words(summary: Mapping[str, Any]) -> str:
             lines.append(f"Left out of these figures: {count} {name.replace('_', ' ')}.")
     if cases["patients"] < FEW_PATIENTS:
         lines.append(
-            f"Intervals from {plural(cases['patients'], 'patient')} are too narrow: too few to draw from."
+            f"Intervals from {cases['patients']} patient{'' if cases['patients'] == 1 else 's'} are "
+            "too narrow: too few to draw from."
         )
     return "\n".join(lines)
 
