@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -176,19 +177,9 @@ class ResultsFolder:
         part.rename(folder)
         sync_directory(self.folder)
 
-    def remember(self, job_id: str) -> None:
-        """Keep what months are compared by of a result that is about to be removed."""
-        try:
-            content = json.loads((self.of(job_id) / OUTCOME_FILE).read_bytes())
-            kept = _history(content)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return  # nothing that could be compared
-        folder = self.data_dir / HISTORY
-        folder.mkdir(mode=0o700, exist_ok=True)
-        write_durably(folder / f"{job_id}.json", json.dumps(kept).encode())
-
     def remove(self, job_id: str) -> None:
-        """Delete the result and the order of a job."""
+        """Delete the result and the order of a job, but for what months are compared by."""
+        self._remember(job_id)
         shutil.rmtree(self.of(job_id), ignore_errors=True)
         self._order(job_id).unlink(missing_ok=True)
         self.attempts(job_id).unlink(missing_ok=True)
@@ -207,6 +198,17 @@ class ResultsFolder:
 
     def _order(self, job_id: str) -> Path:
         return self.folder / f"{job_id}.order.json"
+
+    def _remember(self, job_id: str) -> None:
+        try:
+            content = json.loads((self.of(job_id) / OUTCOME_FILE).read_bytes())
+            kept = _history(content)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return  # nothing that could be compared
+        folder = self.data_dir / HISTORY
+        with suppress(OSError):  # a full disk is why room is made: the result has to go
+            folder.mkdir(mode=0o700, exist_ok=True)
+            write_durably(folder / f"{job_id}.json", json.dumps(kept).encode())
 
     def _part(self, job_id: str) -> Path:
         return self.folder / f"{job_id}{PART_SUFFIX}"

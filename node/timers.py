@@ -161,7 +161,6 @@ class Timers:
         before = datetime.now(UTC) - timedelta(days=self._settings.retention.keep_days)
         for job in self._ledger.jobs(SeriesState.DELIVERED, limit=1_000_000):
             if job.updated_at < before and self._results.of(job.job_id).exists():
-                self._results.remember(job.job_id)
                 self._results.remove(job.job_id)
         self._engine.forget_finished_before(before.timestamp())
 
