@@ -194,8 +194,9 @@ def what_it_can_show(
     if done and not any(one["positive"] for row in done for one in row["slices"]):
         said.append(
             Words(
-                "No case has a lesion in its reference: overlap and sensitivity are not defined. "
-                "What can be read are false lesions, false volume and specificity.",
+                "No case has a lesion in its reference: sensitivity is not defined, and a Dice of "
+                "0 says only that something was marked. What can be read are false lesions, false "
+                "volume and specificity.",
                 "caution",
             )
         )
