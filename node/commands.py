@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from config.loader import load_settings
-from node import check, cohort, demo, fetch, jobs, models, process, recall, select
+from node import check, cohort, demo, fetch, jobs, models, process, recall, select, trail
 
 
 def register(subparsers: Any) -> None:  # noqa: ANN401  # argparse names no public type for it
@@ -22,6 +22,7 @@ def register(subparsers: Any) -> None:  # noqa: ANN401  # argparse names no publ
     cohort.register(subparsers)
     recall.register(subparsers)
     models.register(subparsers)
+    trail.register(subparsers)
 
 
 def _register_serve(subparsers: Any) -> None:  # noqa: ANN401
