@@ -25,6 +25,7 @@ from pipeline.model_pack import ModelPack, find_pack, load_pack
 from pipeline.note import Refusal, build_note
 from pipeline.quality import header_flags
 from pipeline.results import ResultObject, build_results
+from pipeline.steady import SteadyEnsemble
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,7 @@ def kinds_to_make(settings: Settings) -> tuple[str, ...]:
 
 def analyse_series(
     paths: Sequence[Path],
-    ensemble: Ensemble,
+    ensemble: Ensemble | SteadyEnsemble,
     pack: ModelPack,
     output: Path,
     *,
