@@ -177,6 +177,10 @@ class ResultsFolder:
         part.rename(folder)
         sync_directory(self.folder)
 
+    def has_anything(self, job_id: str) -> bool:
+        """Is there a result, or what is left of one?"""
+        return self.of(job_id).exists() or self._order(job_id).exists()
+
     def remove(self, job_id: str) -> None:
         """Delete the result and the order of a job, but for what months are compared by."""
         self._remember(job_id)
