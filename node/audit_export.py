@@ -23,6 +23,8 @@ Entry = Mapping[str, object]
 
 APPLICATION = "flairnode"
 _IDENTIFIERS = ("study", "series", "instance", "user")
+_IN_OWN_WORDS = "in an operator's own words"
+"""For what somebody typed freely: it may name anybody."""
 _NOT_FACTS = ("number", "at", "event", "previous", "digest")
 # PRI = facility x 8 + severity (RFC 5424 6.2.1). Facility 13 is "log audit".
 _FACILITY, _WARNING, _NOTICE, _INFORMATIONAL = 13, 4, 5, 6
@@ -246,6 +248,8 @@ def _facts(entry: Entry) -> dict[str, object]:
 
 def _tagged(entry: Entry, key: bytes) -> Entry:
     hidden = {name: tag(key, str(entry[name])) for name in _IDENTIFIERS if str(entry.get(name, ""))}
+    if entry["event"] == AuditEvent.RECALLED and entry.get("reason"):
+        hidden["reason"] = _IN_OWN_WORDS
     return {**entry, **hidden}
 
 

@@ -328,6 +328,12 @@ class JobTables(SeriesTables):
                 (job_id,),
             )
             db.execute("DELETE FROM waits WHERE job_id = ?", (job_id,))  # patience begins anew
+            # What is not at a destination is on its way there again, and says nothing of the end.
+            db.execute(
+                "UPDATE deliveries SET state = 'trying', updated_at = ? WHERE job_id = ?"
+                " AND state IN ('unreachable', 'undeliverable', 'refused')",
+                (utc_now(), job_id),
+            )
             self._move_job(db, job, SeriesState.QUEUED, "retried-by-operator", "")
             return self.job(job_id)
 

@@ -18,7 +18,7 @@ LONG_S = 4 * PATIENCE_S  # seven workers are started one after the other: 3 s ea
 pytestmark = [pytest.mark.pacs, pytest.mark.timeout(2 * LONG_S)]
 
 HEAD_MM = (6.5, 4.0, 5.0)
-LIMITS = {"time_limit_s": 3.0, "memory_limit_mb": 600}
+LIMITS = {"time_limit_s": 6.0, "memory_limit_mb": 600}
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ FACTS: Mapping[AuditEvent, Mapping[str, Any]] = {
     AuditEvent.GIVEN_UP: {"study": STUDY, "job": "j1", "destination": "pacs", "objects": 4},
     AuditEvent.REFUSED: {"reason": "address", "address": "10.0.0.9"},
     AuditEvent.OPERATOR: {"what": "retry", "user": "meier", "study": STUDY, "job": "j1"},
-    AuditEvent.RECALLED: {"what": "recall", "user": "meier", "job": "j1"},
+    AuditEvent.RECALLED: {"user": "meier", "job": "j1", "reason": "wrong for Mrs Smith"},
     AuditEvent.STARTED: {"version": "1.0", "pid": 7},
     AuditEvent.STOPPED: {"pid": 7},
     AuditEvent.SETTINGS_CHANGED: {"settings": "node.port", "count": 1},
@@ -93,7 +93,7 @@ def test_identifiers_are_tags_unless_they_are_asked_for(
     said = "\n".join(export(entries, form, KEY, with_identifiers=False))
     details = re.findall(r'value="([A-Za-z0-9+/=]+)"', said)
     said += "".join(base64.b64decode(one).decode() for one in details if form != "rfc5424")
-    for identifier in (STUDY, "1.2.3", "meier"):
+    for identifier in (STUDY, "1.2.3", "meier", "Smith"):
         assert f'"{identifier}"' not in said
         assert identifier not in said.replace("flairnode@32473", "")
     assert tag(KEY, STUDY) in said

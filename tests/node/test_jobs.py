@@ -256,6 +256,8 @@ def test_what_one_peer_gave_up_is_found_while_another_one_is_still_tried(
     options = ("--all", "--reason", "undeliverable", "--json")
     assert run("retry", *options, "--destination", "other")[1]["retried"] == []
     assert run("retry", *options, "--destination", "pacs")[1]["retried"] == [three[1].job_id, job]
+    states = {(one.destination, one.state) for one in bench.ledger.deliveries(job)}
+    assert states == {("pacs", "trying"), ("other", "trying")}
 
 
 @pytest.mark.parametrize(

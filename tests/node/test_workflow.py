@@ -544,7 +544,8 @@ def test_what_is_given_up_waits_for_an_operator_and_arrives_after_the_retry(
     bench.casework.resume()
     bench.wait(job, SeriesState.DELIVERED)
     assert len(bench.objects_at("clinic", job)) == len(bench.objects_at("alive", job)) == 1
-    assert bench.analysed.count(job.job_id) == 1, "what was built is sent, not built again"
+    told = [(one.state.value, one.reason) for one in bench.ledger.history("1.2.30")]
+    assert told.count(("held", "undeliverable")) == 1, "not held again by what was before the retry"
 
 
 def test_a_peer_that_is_known_to_be_silent_uses_up_patience_without_attempts(
