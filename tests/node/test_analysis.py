@@ -20,7 +20,7 @@ from pipeline.flow import Analysis
 from pipeline.quality import Flag, Quality
 from pipeline.steady import SteadyEnsemble
 from tests.pipeline.analysed import analysis_of, pack, three_lesions
-from tests.pipeline.tiny_pack import make_pack, make_plans
+from tests.pipeline.tiny_pack import heads, make_pack, make_plans
 
 Make = Callable[..., Any]
 
@@ -133,11 +133,17 @@ def test_a_device_that_fails_holds_the_case_and_leaves_neither_result_nor_note(
     """No GPU was there: a real ensemble raises what torch raises when one is lost."""
     output = tmp_path / "out"
     output.mkdir()
-    made = make_flair_series(spacing_mm=(6.5, 2.5, 2.75), slices=20)
+    made = make_flair_series()
+
+    def only_the_network(
+        _volume: object, ensemble: SteadyEnsemble, *_: object, **__: object
+    ) -> Any:  # noqa: ANN401
+        return ensemble.segment(heads(slices=2))
 
     def lost(*_: object) -> None:
         raise torch.AcceleratorError("CUDA error: unspecified launch failure")
 
+    monkeypatch.setattr(analysis_module, "analyse", only_the_network)
     monkeypatch.setattr(Ensemble, "_forward", lost)
     tiny = make_pack(tmp_path / "tiny", make_plans())
     ensemble = SteadyEnsemble.load(tiny, PipelineSettings(device="cpu", threads=1))
