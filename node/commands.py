@@ -9,6 +9,7 @@ from typing import Any
 from config.loader import load_settings
 from node import (
     check,
+    cohort,
     daily,
     demo,
     fetch,
@@ -19,6 +20,7 @@ from node import (
     recall,
     select,
     support,
+    trail,
     users,
 )
 
@@ -32,12 +34,14 @@ def register(subparsers: Any) -> None:  # noqa: ANN401  # argparse names no publ
     check.register(subparsers)
     jobs.register(subparsers)
     fetch.register(subparsers)
+    cohort.register(subparsers)
     recall.register(subparsers)
     models.register(subparsers)
     users.register(subparsers)
     daily.register(subparsers)
     init.register(subparsers)
     support.register(subparsers)
+    trail.register(subparsers)
 
 
 def _register_serve(subparsers: Any) -> None:  # noqa: ANN401

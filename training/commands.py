@@ -15,6 +15,7 @@ from pydantic import JsonValue
 
 from training.metrics_command import register_metrics
 from training.prepare_command import register_prepare
+from training.recipe_command import register_recipes
 from training.validate_command import register_validate
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def register(subparsers: Any) -> None:  # noqa: ANN401  # argparse names no publ
     commands = train.add_subparsers(title="commands", dest="train_command", required=True)
     register_prepare(commands)
     _register_starter(commands)
+    register_recipes(commands)
     register_metrics(subparsers)
     register_validate(subparsers)
 

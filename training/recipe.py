@@ -63,7 +63,8 @@ class Cases(_Part):
     copies: Annotated[int, Field(ge=0, le=50)] = 0
     """Augmented copies of each kept slice (`training.paper_augment`); of training slices only."""
     semi_synthetic: Share = 0.0
-    """Share of training images in which lesions of another training patient are inserted."""
+    """Share of training images in which lesions of another training patient are inserted
+    (`training.enlarge`). Never in an image that a fold is validated on or that is tested."""
 
     @model_validator(mode="after")
     def _slices(self) -> Self:
@@ -78,7 +79,8 @@ class Training(_Part):
     epochs: Whole
     iterations_per_epoch: Whole = 250
     validation_iterations: Whole = 50
-    batch_size: Whole
+    batch_size: Whole | None = None
+    """None: what nnU-Net's planner gives, for 8 GB. The plans of a run always name a number."""
     optimiser: Literal["sgd", "adamw"] = "sgd"
     """sgd: Nesterov momentum 0.99, as nnU-Net."""
     learning_rate: Positive = 0.01
@@ -90,6 +92,8 @@ class Training(_Part):
     gradient_norm: Positive = 12.0
     loss: Literal["dice-ce", "dice-bce"] = "dice-ce"
     """Batch soft Dice plus cross-entropy of a softmax, or of a sigmoid."""
+    dice_weight: Positive = 1.0
+    """Of the Dice loss beside the cross-entropy."""
     scale_weights: tuple[float, ...] | None = None
     """Deep supervision, full scale first. None: nnU-Net's (halved each time, last one 0)."""
     foreground_share: Share = 0.33
@@ -144,12 +148,33 @@ class Recipe(_Part):
             self.cases != Cases() or self.augmentation != "nnunet"
         ):
             raise ValueError("nnU-Net's preprocessing goes with its own cases and augmentation")
+        if self.preprocessing == "canvas" and self.training.batch_size is None:
+            raise ValueError("a canvas needs training.batch_size: no planner looks at it")
+        if self.augmentation == "site":
+            if self.cases.unit != "volume":
+                raise ValueError("augmentation 'site' draws slices from volumes: unit = 'volume'")
+            if self.canvas is not None and self.canvas.normalisation != "starter":
+                raise ValueError("augmentation 'site' counts in core medians: 'starter'")
+        elif self.cases.semi_synthetic:
+            raise ValueError("semi_synthetic is a share of drawn slices: augmentation = 'site'")
         return self
+
+    @property
+    def axes_mirrored(self) -> tuple[int, ...]:
+        """nnU-Net's `inference_allowed_mirroring_axes`."""
+        if self.mirroring_axes is not None:
+            return self.mirroring_axes
+        return (0, 1) if self.configuration == "2d" else (0, 1, 2)
 
     @property
     def digest(self) -> str:
         """SHA-256 of what the recipe says: another one, other weights."""
         return hashlib.sha256(canonical_json(self.model_dump(mode="json"))).hexdigest()
+
+
+def shipped_recipes() -> list[str]:
+    """Names of the recipes that come with the software."""
+    return sorted(one.stem for one in SHIPPED.glob("*.toml"))
 
 
 def load_recipe(name_or_path: str | Path, changes: Mapping[str, Any] | None = None) -> Recipe:
@@ -166,7 +191,7 @@ def load_recipe(name_or_path: str | Path, changes: Mapping[str, Any] | None = No
     wanted = str(name_or_path)
     path = Path(wanted) if wanted.endswith(".toml") else SHIPPED / f"{wanted}.toml"
     if not path.is_file():
-        known = ", ".join(sorted(one.stem for one in SHIPPED.glob("*.toml")))
+        known = ", ".join(shipped_recipes())
         raise RecipeError(
             f"no recipe {wanted!r}: those that ship are {known}; or name a .toml file"
         )
