@@ -27,6 +27,7 @@ from dicom.network.scp import (
     OUT_OF_RESOURCES,
     SUCCESS,
     Admission,
+    Networks,
     ReceivedObject,
     Refusal,
 )
@@ -81,15 +82,24 @@ _LOCKS = 64  # two copies of one instance wait for each other; others rarely do
 def admission(settings: Settings) -> Admission:
     """Who may send, from the settings: by default the configured peers, from this machine."""
     named = [peer.ae_title for peer in settings.peers if peer.speaks_dimse]
-    titles = settings.security.calling_ae_titles or named
+    titles = {title.strip() for title in settings.security.calling_ae_titles or named}
+    networks_of: dict[str, Networks] = {}
+    for peer in settings.peers:
+        title = peer.ae_title.strip()
+        if peer.addresses and title in titles:
+            # Two peers may share an AE title: it comes from where either of them may be.
+            networks_of[title] = networks_of.get(title, ()) + _networks(peer.addresses)
     return Admission(
         ae_title=settings.node.ae_title,
-        calling_ae_titles=frozenset(title.strip() for title in titles),
-        networks=tuple(
-            ipaddress.ip_network(address, strict=False) for address in settings.security.addresses
-        ),
+        calling_ae_titles=frozenset(titles),
+        networks=_networks(settings.security.addresses),
         require_called_ae_title=settings.security.require_called_ae_title,
+        networks_of=networks_of,
     )
+
+
+def _networks(addresses: Iterable[str]) -> Networks:
+    return tuple(ipaddress.ip_network(address, strict=False) for address in addresses)
 
 
 class NoRoomError(OSError):
