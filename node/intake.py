@@ -64,6 +64,7 @@ from node.spool import (
     Identity,
     RefusedObjectError,
     Spool,
+    TornFileError,
     dataset_digest,
     identify,
     same_content,
@@ -188,7 +189,7 @@ class Intake:
             received.sop_instance_uid,
             received.transfer_syntax_uid,
         )
-        digest = dataset_digest(received.dataset)
+        digest = received.sha256 or dataset_digest(received.dataset)
         if not self.reserve.has_room_for(len(received.dataset)):
             if not self._is_here(identity.sop_instance_uid, digest):
                 return OUT_OF_RESOURCES
@@ -565,6 +566,10 @@ def record_spool(spool: Spool, ledger: Ledger) -> int:
             continue
         try:
             file = spool.describe(path)
+        except TornFileError:
+            (spool.folder / path).unlink()  # of a power cut before anybody was told
+            log.warning("spool.torn-file")
+            continue
         except RefusedObjectError as error:
             # Not ours to delete: perhaps somebody wants to know where it came from.
             log.warning("spool.strange-file", reason=error.reason)

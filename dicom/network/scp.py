@@ -11,6 +11,7 @@ others: whoever connects and says nothing takes no place of a sender.
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import logging
 import socket
@@ -154,6 +155,8 @@ class ReceivedObject:
     """Encoded, without file meta information."""
     calling_ae_title: str
     address: str
+    sha256: str = ""
+    """Of the dataset, reckoned while it came in; "": nobody has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -605,6 +608,7 @@ class _Served:
                 dataset=message.dataset,
                 calling_ae_title=self._calling,
                 address=self.address,
+                sha256=message.digest.hexdigest(),
             )
         )
 
@@ -637,6 +641,8 @@ class _Message:
         self.context_id = 0
         self.command: Command | None = None
         self.dataset = bytearray()
+        self.digest = hashlib.sha256()
+        """Of the dataset: reckoned while the sender makes ready the next piece."""
         self.refusal = 0
         """Status to answer with, though the rest of the dataset is still to be waited for."""
 
@@ -649,6 +655,7 @@ class _Message:
         """Make ready for the next one."""
         self._memory.give_back(self._taken)
         self._encoded, self.dataset = bytearray(), bytearray()
+        self.digest = hashlib.sha256()
         self._taken, self._began, self.refusal, self.command = 0, 0.0, 0, None
 
     def add(self, fragment: Fragment) -> bool:
@@ -687,6 +694,7 @@ class _Message:
         else:
             self._taken += len(piece)
             self.dataset += piece
+            self.digest.update(piece)
 
     def _drop(self, status: int) -> None:
         self.refusal = status

@@ -62,7 +62,7 @@ def test_an_acknowledged_object_lies_on_disk_as_it_was_sent(
     assert bench.only_series().calling_ae_title == "PACS"
 
 
-def test_success_comes_after_write_fsync_rename_directory_fsync_and_row(
+def test_success_comes_after_write_rename_fsync_directory_fsync_and_row(
     bench: Bench, make_flair_series: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (path, *_) = make_flair_series().paths
@@ -88,7 +88,7 @@ def test_success_comes_after_write_fsync_rename_directory_fsync_and_row(
     monkeypatch.setattr(Path, "rename", rename)
     monkeypatch.setattr(bench.ledger, "record", record)
     assert bench.send(path) == [SUCCESS]
-    assert events == ["fsync file", "rename", "fsync directory", "row"]
+    assert events == ["rename", "fsync file", "fsync directory", "row"]
 
 
 @pytest.mark.parametrize("broken", ["fsync", "record"])
