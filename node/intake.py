@@ -491,6 +491,7 @@ class Intake:
         acknowledged. Jobs may have been lost with the engine's database.
         """
         removed = self._spool.remove_parts()
+        self._take_up_slots()
         recorded = record_spool(self._spool, self._ledger)
         missing = self._ledger.oracle().missing_files
         if removed or recorded:
@@ -499,6 +500,21 @@ class Intake:
             log.error("spool.files-missing", instances=len(missing))
         for job in self._ledger.jobs(UNFINISHED):
             self._enqueue(job)
+
+    def _take_up_slots(self) -> None:
+        """What was received and synchronised, and lost its final name to a crash."""
+        for slot in self._spool.left_in_slots():
+            try:
+                file = self._spool.describe(slot)
+            except RefusedObjectError:
+                slot.unlink()  # empty, or not whole: nobody was told of it
+                continue
+            arrived = received_instance(
+                file.identity, file.digest, file.identity.path, file.calling_ae_title
+            )
+            self._keep(arrived, partial(self._spool.take_up, slot))
+            slot.unlink(missing_ok=True)  # a copy of what is there already
+            log.warning("spool.taken-up", instances=1)
 
     def discard_old(self, now: datetime | None = None) -> int:
         """Delete the images of series that came to a good end long enough ago; how many series.

@@ -4,10 +4,11 @@
 earlier one lie in `spool/conflicts`, those that are being fetched in `spool/incoming`. Files are
 0600, directories 0700.
 
-A received file gets its name before it is synchronised: file and name then cost one commit of the
-file system's journal instead of two, which is most of what an image costs. After a power cut a
-name may therefore stand on a file that is not whole; each holds the length and the digest of its
-dataset, and one that does not match is removed at the next start. Nobody was told of it.
+What a received image costs is the disk's synchronising, so there is one of them for each: it is
+written into an empty file of `spool/slots`, whose name was synchronised before with those of many
+others, and its final name is not waited for. After a power cut an image lies under either name,
+whole; what lies in a slot then is taken up at the next start (`node.intake.reconcile`). Each file
+holds length and digest of its dataset, so that one that is not whole is never taken for an image.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import re
 import secrets
 import shutil
 import struct
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import astuple, dataclass
 from io import BytesIO
@@ -43,6 +45,9 @@ from node.durable import PART_SUFFIX, sync_directory
 
 CONFLICTS = "conflicts"
 INCOMING = "incoming"
+SLOTS = "slots"
+SLOT_SUFFIX = ".slot"
+_SLOTS = 64  # made at once: one synchronising of their folder for so many images
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 _UID_LENGTH = 64
 _LAST_IDENTITY_TAG = Tag("SeriesInstanceUID")
@@ -121,7 +126,14 @@ class Spool:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._free_slots: list[Path] = []
+        self._slots_lock = threading.Lock()
         _make_directories(folder)
+
+    @property
+    def slots(self) -> Path:
+        """For what is being received."""
+        return self.folder / SLOTS
 
     @property
     def incoming(self) -> Path:
@@ -133,26 +145,47 @@ class Spool:
         return shutil.disk_usage(self.folder).free
 
     def write(self, sent: ReceivedObject, path: Path) -> None:
-        """Write an object under its final name: written, renamed, file and name synchronised.
+        """Write an object: written, synchronised, renamed. It is durable when this returns.
 
         Raises:
             OSError: The disk is full or broken. Nothing is left under the final name.
         """
         final = self.folder / path
         _make_directories(final.parent)
-        part = final.with_name(f"{final.name}.{secrets.token_hex(4)}{PART_SUFFIX}")
-        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        slot = self._free_slot()
         try:
-            self._write_part(descriptor, sent)
-            part.rename(final)
-            os.fsync(descriptor)
-            sync_directory(final.parent)
+            descriptor = os.open(slot, os.O_WRONLY)
+            try:
+                self._write_part(descriptor, sent)
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            slot.rename(final)
         except BaseException:
-            part.unlink(missing_ok=True)
-            final.unlink(missing_ok=True)
+            slot.unlink(missing_ok=True)
             raise
-        finally:
-            os.close(descriptor)
+
+    def _free_slot(self) -> Path:
+        """An empty file whose name is durable."""
+        with self._slots_lock:
+            if not self._free_slots:
+                _make_directories(self.slots)
+                made = [self.slots / f"{secrets.token_hex(8)}{SLOT_SUFFIX}" for _ in range(_SLOTS)]
+                for slot in made:
+                    slot.touch(mode=0o600, exist_ok=False)
+                sync_directory(self.slots)
+                self._free_slots = made
+            return self._free_slots.pop()
+
+    def left_in_slots(self) -> list[Path]:
+        """Files that may hold an object whose final name a power cut took. Ask at start only."""
+        return sorted(self.slots.glob(f"*{SLOT_SUFFIX}"))
+
+    def take_up(self, slot: Path, path: Path) -> None:
+        """Give what lies in a slot its final name: renamed, synchronised."""
+        final = self.folder / path
+        _make_directories(final.parent)
+        self._rename(slot, final)
 
     def receive(self, pieces: Iterable[bytes], sop_instance_uid: str, sender: str) -> Arrival:
         """Write a DICOM file as it comes in, piece by piece; `adopt` or `discard` it then.
