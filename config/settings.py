@@ -133,8 +133,8 @@ class Peer(Section):
     tls_name: str = ""
     """The name in its certificate, where that is not `host`."""
     certificate_file: Path | None = None
-    """What we show of ourselves if it asks (DICOM TLS and https). Without it: what the listener
-    shows (`security.tls`), if it has one."""
+    """What we show of ourselves if it asks. Without it, over DICOM TLS: what the listener shows
+    (`security.tls`)."""
     key_file: Path | None = None
     """Of `certificate_file`; readable by the node alone."""
     addresses: tuple[Network, ...] = ()
@@ -419,8 +419,6 @@ class ListenerLimits(Section):
     receiving_mb: Annotated[int, Field(ge=1)] = 2048
     """Memory of all objects that are being received. When it is used up a sender is told to come
     back later (0xA700)."""
-    inflated_mb: Annotated[int, Field(ge=1)] = 1024
-    """A deflated object that unpacks to more is refused before anybody unpacks it."""
 
 
 class TlsSettings(Section):
@@ -484,6 +482,20 @@ class Settings(Section):
         for name in followed:
             if self.peer(name).orthanc_url is None:
                 raise ValueError(f"sources: peer {name!r} has no orthanc_url")
+        return self
+
+    @model_validator(mode="after")
+    def _peers_see_the_certificate_of_the_listener(self) -> Settings:
+        own = self.security.tls
+        if own is not None:
+            shown = {"certificate_file": own.certificate_file, "key_file": own.key_file}
+            peers = tuple(
+                peer.model_copy(update=shown)
+                if peer.tls and peer.certificate_file is None
+                else peer
+                for peer in self.peers
+            )
+            object.__setattr__(self, "peers", peers)  # frozen from here on
         return self
 
     @model_validator(mode="after")

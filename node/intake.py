@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -60,6 +60,7 @@ from node.ledger import (
     SeriesRow,
     SeriesState,
 )
+from node.refusals import Refusals
 from node.spool import (
     Identity,
     RefusedObjectError,
@@ -150,6 +151,7 @@ class Intake:
         """Of the disk that everything is on."""
         self._locks = [threading.Lock() for _ in range(_LOCKS)]
         self._sweeping = threading.Lock()
+        self._refusals = Refusals(self._write_refusal)
 
     # --- receiving ---------------------------------------------------------------------------
 
@@ -172,12 +174,9 @@ class Intake:
 
     def on_refusal(self, refusal: Refusal) -> None:
         """Note somebody whom the listener turned away."""
-        facts = {
-            "reason": refusal.reason,
-            "address": refusal.address,
-            "calling_ae_title": refusal.calling_ae_title,
-            "called_ae_title": refusal.called_ae_title,
-        }
+        self._refusals.note(refusal)
+
+    def _write_refusal(self, facts: Mapping[str, str | int]) -> None:
         log.warning("association.refused", **facts)
         with suppress(OSError):
             self._audit.append(AuditEvent.REFUSED, **facts)
@@ -274,6 +273,7 @@ class Intake:
 
     def sweep(self) -> list[Job]:
         """Close every study that has been silent for the quiet period; the jobs that came of it."""
+        self._refusals.flush()
         with self._sweeping:
             jobs = []
             peer_answers = True

@@ -40,6 +40,7 @@ from pydicom.uid import (
 )
 
 from dicom.attributes import text
+from dicom.deflate import dataset_inflates_too_far, inflates_too_far
 from dicom.network.scp import ReceivedObject
 from node.durable import PART_SUFFIX, sync_directory
 
@@ -229,6 +230,10 @@ class Spool:
             file.flush()
             os.fsync(file.fileno())
             file.seek(0)
+            if inflates_too_far(file):
+                raise RefusedObjectError(
+                    "decoder-limits", "it unpacks to more than any real object"
+                )
             header = _leading_elements(file)
         return Arrival(part, _identity(header, sop_class_uid, sop_instance_uid), digest.hexdigest())
 
@@ -337,6 +342,10 @@ def identify(
 def _careful_identity(
     dataset: bytes | bytearray, sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str
 ) -> Identity:
+    if transfer_syntax_uid == DeflatedExplicitVRLittleEndian and dataset_inflates_too_far(
+        BytesIO(dataset)
+    ):
+        raise RefusedObjectError("decoder-limits", "it unpacks to more than any real object")
     meta = _encoded_meta(sop_class_uid, sop_instance_uid, transfer_syntax_uid, "")
     header = _leading_elements(BytesIO(meta + dataset))
     return _identity(header, sop_class_uid, sop_instance_uid)

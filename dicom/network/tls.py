@@ -59,12 +59,8 @@ def listening_context(settings: TlsSettings) -> ssl.SSLContext:
     return context
 
 
-def calling_context(peer: Peer, own: TlsSettings | None) -> ssl.SSLContext:
-    """For an association with a peer.
-
-    Args:
-        peer: Whose certificate has to be signed by its `ca_file`, or by the system's authorities.
-        own: Shown where the peer has no `certificate_file`.
+def calling_context(peer: Peer) -> ssl.SSLContext:
+    """For an association with a peer, whose certificate has to be signed by its `ca_file`.
 
     Raises:
         TlsFilesError: A file is missing, is no PEM, does not fit, or others may read the key.
@@ -80,17 +76,9 @@ def calling_context(peer: Peer, own: TlsSettings | None) -> ssl.SSLContext:
         context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     else:
         context.load_default_certs(ssl.Purpose.SERVER_AUTH)
-    certificate, key = shown_to(peer, own)
-    if certificate is not None and key is not None:
-        _show(context, certificate, key)
+    if peer.certificate_file is not None and peer.key_file is not None:
+        _show(context, peer.certificate_file, peer.key_file)
     return context
-
-
-def shown_to(peer: Peer, own: TlsSettings | None) -> tuple[Path | None, Path | None]:
-    """Certificate and key that this peer is shown if it asks."""
-    if peer.certificate_file is not None:
-        return peer.certificate_file, peer.key_file
-    return (own.certificate_file, own.key_file) if own is not None else (None, None)
 
 
 def name_of(peer: Peer) -> str:
@@ -146,7 +134,6 @@ def _restrict(context: ssl.SSLContext) -> None:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_ciphers(":".join(CIPHERS))
     context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
-    context.options |= ssl.OP_CIPHER_SERVER_PREFERENCE
 
 
 def _show(context: ssl.SSLContext, certificate: Path, key: Path) -> None:
