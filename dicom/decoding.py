@@ -28,7 +28,7 @@ from typing import IO, Any, Self
 import numpy as np
 import numpy.typing as npt
 import pydicom
-from pydicom.pixels import iter_pixels
+from pydicom.pixels.utils import iter_pixels
 
 from dicom.errors import DecoderLimitsError, UndecodableError
 
@@ -76,8 +76,8 @@ class Decoder:
         """
         process = self._process or self._start()
         wanted = {"path": str(path), "frames": None if numbers is None else list(numbers)}
-        with suppress(BrokenPipeError):  # a child that is gone: `_read` says why
-            assert process.stdin is not None
+        assert process.stdin is not None  # noqa: S101  # it has pipes, as we asked
+        with suppress(BrokenPipeError):  # a child that is gone: `_more` says why
             process.stdin.write(json.dumps(wanted).encode() + b"\n")
             process.stdin.flush()
         for _ in numbers or (1,):
@@ -101,7 +101,7 @@ class Decoder:
         environment = {
             name: value for name, value in os.environ.items() if not name.startswith("FLAIRNODE_")
         }
-        self._process = subprocess.Popen(
+        self._process = subprocess.Popen(  # noqa: S603  # our own program, no shell
             [sys.executable, "-m", "dicom.decoding", str(self._memory_mb), str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -141,7 +141,7 @@ class Decoder:
         return content
 
     def _more(self, process: subprocess.Popen[bytes], deadline: float) -> None:
-        assert process.stdout is not None
+        assert process.stdout is not None  # noqa: S101  # as above
         left_s = max(0.0, deadline - time.monotonic())
         if not select.select([process.stdout], [], [], left_s)[0]:
             self._end()

@@ -42,6 +42,7 @@ from dicom.attributes import (
 )
 from dicom.decoding import Decoder
 from dicom.errors import (
+    DecoderLimitsError,
     ImplausibleGeometryError,
     IncompleteSeriesError,
     InconsistentSeriesError,
@@ -472,7 +473,14 @@ def _stored_values(
     syntax = _transfer_syntax(dataset)
     single = frame_count(dataset) == 1
     if syntax not in _UNCOMPRESSED_SYNTAXES:
-        yield from decoder.frames(path, None if single else frame_numbers)
+        try:
+            yield from decoder.frames(path, None if single else frame_numbers)
+        except DecoderLimitsError:
+            raise
+        except UndecodableError as error:
+            raise UndecodableError(
+                f"pixel data of transfer syntax {syntax} do not decode"
+            ) from error
         return
     try:
         if single:
