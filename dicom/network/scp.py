@@ -451,6 +451,7 @@ class _Served:
             log.exception("an association broke off")
             self._refused("internal-error")
         finally:
+            self.established = False  # its place is free, while its last answer is being read
             self.connection.close()
             self._server._gone(self)
 
@@ -558,7 +559,12 @@ class _Served:
                     if left_s <= 0:
                         raise WireError("too-slow", INVALID_PARAMETER)
                     wait_s = min(wait_s, left_s)
-                kind, body = self.connection.read(wait_s, self._limits.pdu_timeout_s)
+                try:
+                    kind, body = self.connection.read(wait_s, self._limits.pdu_timeout_s)
+                except WireError as error:
+                    if error.reason == "idle" and message.begun_at:  # in the midst of an object
+                        raise WireError("too-slow", INVALID_PARAMETER) from None
+                    raise
                 if kind == P_DATA:
                     for fragment in fragments(body):
                         if message.add(fragment):

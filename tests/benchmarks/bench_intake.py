@@ -224,9 +224,7 @@ def main() -> None:
                     receiver.rates.setdefault(associations, []).append(rate)
                 receiver.taken += len(images)
                 shutil.rmtree(place)
-        print(
-            f"{'':9} {'1 assoc':>9} {'4 assoc':>9}  {'answer p50':>10} {'p99':>7}  {'RSS':>6}  CPU/image"
-        )
+        print("            1 assoc   4 assoc  answer p50     p99     RSS  CPU/image")
         for one in receivers:
             rates = [statistics.median(one.rates[count]) for count in (1, 4)]
             p50, p99 = np.percentile(one.answers_ms, [50, 99])
