@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
 from config.loader import load_settings
 from node import check, cohort, demo, fetch, jobs, models, process, recall, select, trail
+from node.durable import PRIVATE
 
 
 def register(subparsers: Any) -> None:  # noqa: ANN401  # argparse names no public type for it
@@ -53,4 +55,5 @@ def _run_serve(arguments: argparse.Namespace) -> int:
 def _run_worker(arguments: argparse.Namespace) -> int:
     from node.worker import run_worker  # torch, and the engine
 
+    os.umask(PRIVATE)
     return run_worker(load_settings(arguments.config), arguments.index)

@@ -28,7 +28,7 @@ from dicom.errors import StudyError
 from dicom.network.scp import StorageServer
 from dicom.network.tls import TlsFilesError, listening_context
 from node.audit import Audit
-from node.durable import SERVICE_LOCK
+from node.durable import PRIVATE, SERVICE_LOCK
 from node.engine import Engine, FileIdentity, IdentityTakenError
 from node.follow import FollowedSources
 from node.intake import Intake, admission
@@ -271,6 +271,7 @@ def serve(
         1 when the node cannot start. Otherwise it does not return: the process ends with status 0,
         since threads of work under way cannot be ended and need not be.
     """
+    os.umask(PRIVATE)  # workers and decoders inherit it
     ended = threading.Event()
 
     def _end(_signal: int, _frame: FrameType | None) -> None:
