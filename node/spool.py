@@ -369,6 +369,7 @@ def _quick_identity(dataset: bytes | bytearray, transfer_syntax_uid: str) -> Ide
         if tag <= before or group < 0x0008:
             return None
         before = tag
+        vr = b"UI"
         if not explicit:
             (length,) = struct.unpack_from("<L", dataset, at + 4)
             at += 8
@@ -383,6 +384,8 @@ def _quick_identity(dataset: bytes | bytearray, transfer_syntax_uid: str) -> Ide
         if length == _UNDEFINED or at + length > end:
             return None
         if tag in _IDENTITY_TAGS:
+            if explicit and vr != b"UI":
+                return None
             value = bytes(dataset[at : at + length])
             found[_IDENTITY_TAGS[tag]] = value.rstrip(b"\0 ").decode("ascii", "replace")
         at += length
