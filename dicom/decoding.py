@@ -102,7 +102,7 @@ class Decoder:
             name: value for name, value in os.environ.items() if not name.startswith("FLAIRNODE_")
         }
         self._process = subprocess.Popen(  # noqa: S603  # our own program, no shell
-            [sys.executable, "-m", "dicom.decoding", str(self._memory_mb), str(os.getpid())],
+            [sys.executable, "-P", "-m", "dicom.decoding", str(self._memory_mb), str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -204,6 +204,17 @@ def _handshake(peer: Peer, settings: Settings) -> Finding:
     return replace(finding, text=f"{agreed.version}, {agreed.cipher}; {finding.text}")
 
 
+def _open_secrets(peer: Peer) -> list[Finding]:
+    """Files with secrets that others can read."""
+    found = []
+    for key in ("password_file", "token_file", "key_file"):
+        file: Path | None = getattr(peer, key)
+        if file is not None and file.is_file() and file.stat().st_mode & 0o077:
+            text = f"{key} can be read by others: chmod 600 {file}"
+            found.append(Finding(f"peer {peer.name}", False, text))
+    return found
+
+
 def check_peer(peer: Peer, settings: Settings) -> list[Finding]:
     """Does it answer in every way that it is configured to be spoken with?"""
     ways: list[tuple[str, Protocol, str]] = []
@@ -214,7 +225,7 @@ def check_peer(peer: Peer, settings: Settings) -> list[Finding]:
     if peer.orthanc_url is not None:
         ways.append(("REST /system", "orthanc-rest", peer.orthanc_url))
     secure = [_handshake(peer, settings)] if peer.tls else []
-    return [*secure, *(_knock(peer, settings, *way) for way in ways)]
+    return [*_open_secrets(peer), *secure, *(_knock(peer, settings, *way) for way in ways)]
 
 
 def _knock(peer: Peer, settings: Settings, service: str, protocol: Protocol, at: str) -> Finding:

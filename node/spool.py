@@ -21,6 +21,7 @@ import shutil
 import struct
 import threading
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import astuple, dataclass
 from io import BytesIO
 from itertools import chain
@@ -153,9 +154,8 @@ class Spool:
         """
         final = self.folder / path
         _make_directories(final.parent)
-        slot = self._free_slot()
+        slot, descriptor = self._open_slot()
         try:
-            descriptor = os.open(slot, os.O_WRONLY)
             try:
                 self._write_part(descriptor, sent)
                 os.fsync(descriptor)
@@ -166,21 +166,35 @@ class Spool:
             slot.unlink(missing_ok=True)
             raise
 
-    def _free_slot(self) -> Path:
+    def _open_slot(self) -> tuple[Path, int]:
         """An empty file whose name is durable."""
+        for _ in range(_SLOTS):
+            slot = self._free_slot()
+            with suppress(FileNotFoundError):  # somebody tidied up
+                return slot, os.open(slot, os.O_WRONLY)
+        raise FileNotFoundError("the slots of the spool vanish")
+
+    def _free_slot(self) -> Path:
         with self._slots_lock:
             if not self._free_slots:
                 _make_directories(self.slots)
                 made = [self.slots / f"{secrets.token_hex(8)}{SLOT_SUFFIX}" for _ in range(_SLOTS)]
-                for slot in made:
-                    slot.touch(mode=0o600, exist_ok=False)
-                sync_directory(self.slots)
+                try:
+                    for slot in made:
+                        slot.touch(mode=0o600, exist_ok=False)
+                    sync_directory(self.slots)
+                except OSError:
+                    for slot in made:
+                        slot.unlink(missing_ok=True)
+                    raise
                 self._free_slots = made
             return self._free_slots.pop()
 
     def left_in_slots(self) -> list[Path]:
         """Files that may hold an object whose final name a power cut took. Ask at start only."""
-        return sorted(self.slots.glob(f"*{SLOT_SUFFIX}"))
+        with self._slots_lock:
+            self._free_slots = []
+            return sorted(self.slots.glob(f"*{SLOT_SUFFIX}"))
 
     def take_up(self, slot: Path, path: Path) -> None:
         """Give what lies in a slot its final name: renamed, synchronised."""

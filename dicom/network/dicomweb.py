@@ -373,6 +373,8 @@ def web_session(peer: Peer, timeout_s: float = DEFAULT_TIMEOUT_S) -> requests.Se
     if not peer.verify_tls:
         session.verify = False
     if peer.certificate_file is not None and peer.key_file is not None:
+        if not (peer.certificate_file.is_file() and peer.key_file.is_file()):
+            raise PeerError(f"the certificate or the key for {peer.name} cannot be read")
         session.cert = (str(peer.certificate_file), str(peer.key_file))
     if peer.token_file is not None:
         session.auth = _Bearer(peer)

@@ -80,8 +80,10 @@ from dicom.network.wire import (
     C_ECHO_RQ,
     C_STORE_RQ,
     INVALID_PARAMETER,
+    LINGER_S,
     LONGEST_COMMAND_BYTES,
     N_EVENT_REPORT_RQ,
+    NOT_SPECIFIED,
     P_DATA,
     RELEASE_ANSWER,
     RELEASE_RQ,
@@ -139,8 +141,9 @@ _CALLED_NOT_RECOGNISED = (1, 1, 7)
 _LIMIT_EXCEEDED = (2, 3, 2)
 
 Networks = tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]
-_QUIET_ENDS = frozenset({"closed", "aborted"})
-"""A peer that goes away, or says that it will: nothing that anybody refused."""
+STOPPING = "stopping"
+_QUIET_ENDS = frozenset({"closed", "aborted", STOPPING})
+"""A peer that goes away, or says that it will, and our own end: nobody was refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,6 +317,9 @@ class StorageServer:
             left = [*self._served.values()]
         for one in left:
             one.end()
+        deadline = time.monotonic() + 2 * LINGER_S
+        while self._served and time.monotonic() < deadline:
+            time.sleep(0.02)
 
     def __enter__(self) -> Self:
         self.start()
@@ -401,7 +407,13 @@ class StorageServer:
 
 def _listening(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    door = socket.create_server((host, port), family=family, backlog=_LISTEN_BACKLOG)
+    door = socket.create_server(
+        (host, port),
+        family=family,
+        backlog=_LISTEN_BACKLOG,
+        # `::` takes IPv4 as well; `Admission` knows its mapped addresses.
+        dualstack_ipv6=host == "::" and socket.has_dualstack_ipv6(),
+    )
     door.settimeout(_LOOK_EVERY_S)
     return door
 
@@ -430,7 +442,7 @@ class _Served:
         self._contexts: dict[int, PresentationContext] = {}
         self._peer_takes_bytes = 0
 
-    def end(self, reason: str = "stopping") -> None:
+    def end(self, reason: str = STOPPING) -> None:
         """From another thread: whatever it waits for does not come any more."""
         self.ended = reason
         self.connection.hang_up()
@@ -441,11 +453,12 @@ class _Served:
             if self._request():
                 self._serve()
         except WireError as error:
-            if error.abort is not None:
+            code = NOT_SPECIFIED if self.ended == STOPPING and self.established else error.abort
+            if code is not None:
                 with suppress(WireError):
-                    self.connection.send(abort(error.abort), self._limits.pdu_timeout_s)
+                    self.connection.send(abort(code), self._limits.pdu_timeout_s)
             reason = self.ended or error.reason
-            if reason not in _QUIET_ENDS and reason != "stopping":
+            if reason not in _QUIET_ENDS:
                 self._refused(reason)
         except Exception:  # whatever a peer sent, the listener goes on
             log.exception("an association broke off")
@@ -606,17 +619,20 @@ class _Served:
         if message.refusal:
             self._refused("object-too-large" if message.refusal != OUT_OF_RESOURCES else "memory")
             return message.refusal
-        return self._server._on_store(
-            ReceivedObject(
-                sop_class_uid=asked.sop_class_uid,
-                sop_instance_uid=asked.sop_instance_uid,
-                transfer_syntax_uid=str(context.transfer_syntax[0]),
-                dataset=message.dataset,
-                calling_ae_title=self._calling,
-                address=self.address,
-                sha256=message.digest.hexdigest(),
-            )
+        received = ReceivedObject(
+            sop_class_uid=asked.sop_class_uid,
+            sop_instance_uid=asked.sop_instance_uid,
+            transfer_syntax_uid=str(context.transfer_syntax[0]),
+            dataset=message.dataset,
+            calling_ae_title=self._calling,
+            address=self.address,
+            sha256=message.digest.hexdigest(),
         )
+        try:
+            return self._server._on_store(received)
+        except Exception:  # our own fault: this object is not taken, and the next one may be
+            log.exception("an object could not be taken")
+            return PROCESSING_FAILURE
 
     def _take_report(self, message: _Message, context: PresentationContext) -> int:
         on_commitment = self._server._on_commitment

@@ -27,7 +27,7 @@ _HEAD_BYTES = 6
 _TLS_HANDSHAKE = 0x16  # RFC 8446 5.1: content type of a ClientHello
 
 # Reasons of an A-ABORT by the provider (PS3.8 9.3.8).
-UNRECOGNISED_PDU, UNEXPECTED_PDU, INVALID_PARAMETER = 1, 2, 6
+NOT_SPECIFIED, UNRECOGNISED_PDU, UNEXPECTED_PDU, INVALID_PARAMETER = 0, 1, 2, 6
 
 LINGER_S = 1.0  # for the last answer to be read, before the connection is closed under it
 _FIRST_BUFFER_BYTES = 4096  # a connection that never says anything costs no more
@@ -152,9 +152,9 @@ class Connection:
             self.socket.close()
 
     def hang_up(self) -> None:
-        """End it from another thread: whoever waits on it wakes up."""
+        """End it from another thread: whoever reads wakes up, and may still say a last word."""
         with suppress(OSError, ValueError):
-            socket.socket.shutdown(self.socket, socket.SHUT_RDWR)
+            socket.socket.shutdown(self.socket, socket.SHUT_RD)  # not TLS's, which is not ours
 
 
 def reason_of_tls(error: ssl.SSLError) -> str:
