@@ -68,6 +68,7 @@ _IDENTITY_TAGS = {0x0008_0016: 0, 0x0008_0018: 1, 0x0020_000D: 2, 0x0020_000E: 3
 _QUICK_SYNTAXES = {ImplicitVRLittleEndian: False, ExplicitVRLittleEndian: True}
 """Read without pydicom, which takes a millisecond for it; and whether they name their VRs. The
 compressed ones are explicit VR little endian, too."""
+_CHARACTER_SET_TAG = 0x0008_0005
 _UNDEFINED = 0xFFFF_FFFF
 
 
@@ -395,6 +396,8 @@ def _quick_identity(dataset: bytes | bytearray, transfer_syntax_uid: str) -> Ide
             at += 12
         else:
             return None
+        if tag == _CHARACTER_SET_TAG and explicit and vr != b"CS":
+            return None  # pydicom reads it, whatever it is, before all else
         if length == _UNDEFINED or at + length > end:
             return None
         if tag in _IDENTITY_TAGS:

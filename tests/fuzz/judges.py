@@ -152,7 +152,7 @@ class Listener:
 
     def judge(self, content: bytes) -> None:
         """Say it all, and see the connection end."""
-        with RawPeer(self.port, timeout_s=30) as peer:
+        with RawPeer(self.port, timeout_s=120) as peer:  # a busy machine is no hang
             try:
                 peer.send(content)
                 peer.socket.shutdown(socket.SHUT_WR)
