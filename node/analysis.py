@@ -18,9 +18,9 @@ from dicom.volume import Volume, read_nifti, read_volume, write_nifti
 from node.durable import write_durably
 from pipeline.brain import BrainMask, strip_skull, supplied_mask
 from pipeline.brain_tools import Extract
+from pipeline.ensemble import AnyEnsemble, load_ensemble
 from pipeline.flow import Analysis, OnStage, Stopwatch, analyse
 from pipeline.model_pack import ModelPack, find_pack, load_pack
-from pipeline.nnunet_volume import AnyEnsemble, load_ensemble
 from pipeline.note import Refusal, build_note
 from pipeline.quality import header_flags
 from pipeline.results import ResultObject, build_results

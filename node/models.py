@@ -111,7 +111,7 @@ def run_verify(arguments: argparse.Namespace) -> int:
     """Digests of all files, and whether the weights fit the network. Exit 1 where they do not."""
     pack = load_pack(_find(arguments))
     # torch: only this action needs it.
-    from pipeline.nnunet_volume import load_ensemble
+    from pipeline.ensemble import load_ensemble
 
     ensemble = load_ensemble(pack, device="cpu")
     return _say(

@@ -22,8 +22,8 @@ from pipeline.selection import Decision, Selection, choose
 
 if TYPE_CHECKING:
     from node.analysis import AnalysisOutcome
+    from pipeline.ensemble import AnyEnsemble
     from pipeline.model_pack import ModelPack
-    from pipeline.nnunet_volume import AnyEnsemble
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 NO_FLAIR = "no-flair"

@@ -19,7 +19,7 @@ import itertools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -42,7 +42,11 @@ from pipeline.model_pack import (
 from pipeline.nnunet_plans import check_configuration, check_dataset, check_network
 from pipeline.preprocess import CanvasSpec
 
+if TYPE_CHECKING:
+    from pipeline.nnunet_volume import VolumeEnsemble
+
 Array = npt.NDArray[np.float32]
+AnyEnsemble: TypeAlias = "Ensemble | VolumeEnsemble"
 Mirroring = Literal["auto", "on", "off"]
 Precision = Literal["fp32", "bf16"]
 
@@ -256,6 +260,24 @@ class Ensemble(Members):
                     logits[:, first : first + len(batch)] = self._mirrored(batch).transpose(0, 1)
                 self._refuse_not_finite(logits)
             yield logits
+
+
+def load_ensemble(
+    pack: ModelPack,
+    *,
+    device: str = "auto",
+    mirroring: Mirroring = "auto",
+    threads: int = 0,
+    precision: Precision = "fp32",
+) -> AnyEnsemble:
+    """The ensemble of any pack, warm; see `Members.load` for the arguments and errors."""
+    kind: type[Ensemble | VolumeEnsemble] = Ensemble
+    if pack.manifest.canvas is None:
+        # nnU-Net's preprocessing brings pandas and more, which canvas packs need not wait for.
+        from pipeline.nnunet_volume import VolumeEnsemble
+
+        kind = VolumeEnsemble
+    return kind.load(pack, device=device, mirroring=mirroring, threads=threads, precision=precision)
 
 
 def build_network(pack: ModelPack) -> nn.Module:

@@ -20,7 +20,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -417,6 +417,7 @@ def write_pack(
     weights: Mapping[int, Weights],
     card: str,
     stored: Literal["fp16", "fp32"] = "fp16",
+    check: Callable[[ModelPack], object] | None = None,
 ) -> ModelPack:
     """Write a pack, all or nothing: the folder appears once everything in it was checked.
 
@@ -428,6 +429,7 @@ def write_pack(
         weights: Parameters of every fold of `description.folds`.
         card: Markdown.
         stored: How weights are stored: fp16 halves a pack; fp32 keeps another trainer's to the bit.
+        check: Looks at the pack before it appears, and raises if it will not do.
 
     Raises:
         ModelPackError: The path exists, folds and weights differ, or a weight is not finite as it
@@ -457,7 +459,9 @@ def write_pack(
             (staged / name).parent.mkdir(parents=True, exist_ok=True)
             (staged / name).write_bytes(data)
         (staged / MANIFEST).write_bytes(_pretty_json(manifest.model_dump(mode="json")))
-        load_pack(staged)
+        whole = load_pack(staged)
+        if check is not None:
+            check(whole)
         staged.rename(path)
     return load_pack(path)
 

@@ -31,7 +31,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from pipeline.ensemble import network_of
+from pipeline.ensemble import load_ensemble, network_of
 from pipeline.model_pack import (
     DATASET,
     PLANS,
@@ -54,7 +54,6 @@ from pipeline.nnunet_plans import (
     check_configuration,
     check_dataset,
 )
-from pipeline.nnunet_volume import load_ensemble
 
 CHECKPOINT = "checkpoint_final.pth"
 FOLDS = (0, 1, 2, 3, 4)
@@ -181,11 +180,13 @@ def import_results(
     plans = plain_plans(plans_file, first.configuration)
     configuration = check_configuration(plans, first.configuration)
     _refuse_different(read, plans)
-    network = _described(configuration)
     numbers = {fold: 0 if fold == ALL else int(fold) for fold in folds}
     if len(set(numbers.values())) != len(folds):
         raise FoldsDifferError(f"folds {[str(fold) for fold in folds]} name one member twice")
-    weights = {numbers[fold]: _fitting(one.weights, network, fold) for fold, one in read.items()}
+    weights = {
+        numbers[fold]: fitting_weights(one.weights, configuration, f"fold {fold}")
+        for fold, one in read.items()
+    }
     description = _describe(wanted, plans, dataset, read, numbers)
     with tempfile.TemporaryDirectory(prefix="flairnode-import-") as scratch:
         staged = write_pack(
@@ -196,8 +197,9 @@ def import_results(
             weights=weights,
             card=card(description),
             stored="fp32",
+            # What cannot be run is not installed.
+            check=lambda pack: load_ensemble(pack, device="cpu"),
         )
-        load_ensemble(staged, device="cpu")  # what cannot be run is not installed
         return install_pack(staged.path, packs)
 
 
@@ -511,20 +513,28 @@ def _described(configuration: Mapping[str, Any]) -> nn.Module:
     return network
 
 
-def _fitting(weights: Mapping[str, Tensor], network: nn.Module, fold: int | str) -> Weights:
+def fitting_weights(
+    weights: Mapping[str, Tensor], configuration: Mapping[str, Any], whose: str
+) -> Weights:
     """One array per parameter of the network, once all of them are there, right and finite.
+
+    Args:
+        weights: nnU-Net's `state_dict`.
+        configuration: Of the plans; it describes the network.
+        whose: For the message.
 
     Raises:
         WeightsDoNotFitError: Names, shapes or types differ, or one layer has two versions.
         WeightsNotFiniteError: NaN or infinity.
     """
+    network = _described(configuration)
     wanted = network.state_dict(keep_vars=True)
     shapes = {name: tuple(value.shape) for name, value in wanted.items()}
     found = {name: tuple(value.shape) for name, value in weights.items()}
     if shapes != found:
         differing = sorted(set(shapes.items()) ^ set(found.items()))
         raise WeightsDoNotFitError(
-            f"fold {fold}: the weights are not those of the network in {PLANS}: {differing[:3]}"
+            f"{whose}: the weights are not those of the network in {PLANS}: {differing[:3]}"
         )
     # A layer that is reached by several paths (the decoder holds the encoder) has several names.
     name_of = {id(parameter): name for name, parameter in network.named_parameters()}
@@ -535,14 +545,14 @@ def _fitting(weights: Mapping[str, Tensor], network: nn.Module, fold: int | str)
         # A tensor of stride 0 is a number that claims to be a million.
         if own is None or not given.is_floating_point() or not given.is_contiguous():
             raise WeightsDoNotFitError(
-                f"fold {fold}: {name} is {given.dtype}, strides {given.stride()},"
+                f"{whose}: {name} is {given.dtype}, strides {given.stride()},"
                 f" of {type(value).__name__}: not a plain weight"
             )
         array: npt.NDArray[np.float32] = np.array(given.float().numpy())
         if not np.isfinite(array).all():
-            raise WeightsNotFiniteError(f"fold {fold}: {name} holds NaN or infinity")
+            raise WeightsNotFiniteError(f"{whose}: {name} holds NaN or infinity")
         if own in arrays and not np.array_equal(arrays[own], array):
-            raise WeightsDoNotFitError(f"fold {fold}: {own} and {name} are one layer, and differ")
+            raise WeightsDoNotFitError(f"{whose}: {own} and {name} are one layer, and differ")
         arrays.setdefault(own, array)
     return arrays
 

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice, product
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -40,14 +40,7 @@ from torch import Tensor
 from dicom.errors import StudyError
 from dicom.volume import Volume
 from pipeline.brain import BrainMask, EmptyMaskError
-from pipeline.ensemble import (
-    SLICES_PER_BATCH,
-    Ensemble,
-    Members,
-    Mirroring,
-    Precision,
-    running,
-)
+from pipeline.ensemble import SLICES_PER_BATCH, Members, running
 from pipeline.flow import Timed
 from pipeline.model_pack import (
     DATASET,
@@ -257,22 +250,6 @@ class VolumeEnsemble(Members):
         whole = np.zeros(case["shape_before_cropping"], np.float32)
         whole[tuple(slice(low, high) for low, high in case["bbox_used_for_cropping"])] = values
         return whole.transpose(self._plans.transpose_backward)
-
-
-AnyEnsemble: TypeAlias = Ensemble | VolumeEnsemble
-
-
-def load_ensemble(
-    pack: ModelPack,
-    *,
-    device: str = "auto",
-    mirroring: Mirroring = "auto",
-    threads: int = 0,
-    precision: Precision = "fp32",
-) -> AnyEnsemble:
-    """The ensemble of any pack, warm; see `Members.load` for the arguments and errors."""
-    kind = Ensemble if pack.manifest.canvas is not None else VolumeEnsemble
-    return kind.load(pack, device=device, mirroring=mirroring, threads=threads, precision=precision)
 
 
 def _tiles(shape: tuple[int, ...], patch: list[int]) -> Iterator[tuple[Any, ...]]:

@@ -155,8 +155,8 @@ def run_cases(arguments: argparse.Namespace) -> int:
 
 def _load(name: str, settings: Settings) -> Model:
     """A pack as the node of these settings would run it."""
+    from pipeline.ensemble import load_ensemble
     from pipeline.model_pack import find_pack, load_pack
-    from pipeline.nnunet_volume import load_ensemble
     from training.validate import Model
 
     pack = load_pack(find_pack(name, folders=(settings.node.packs_dir,)))

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load
 
+from pipeline.ensemble import load_ensemble
 from pipeline.model_pack import ModelPack, ModelPackError, load_pack, weights_path
 from pipeline.nnunet_import import (
     CheckpointTooLargeError,
@@ -35,7 +36,6 @@ from pipeline.nnunet_plans import (
     SeveralChannelsError,
     SeveralClassesError,
 )
-from pipeline.nnunet_volume import load_ensemble
 from tests.pipeline.hand_results import (
     DATASET_JSON,
     UNET,

@@ -17,12 +17,12 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
 from dicom.volume import Grid, Volume, write_nifti
 from pipeline.brain import BrainMask, EmptyMaskError
-from pipeline.ensemble import Ensemble, Mirroring, NetworkOutputError
+from pipeline.ensemble import Ensemble, Mirroring, NetworkOutputError, load_ensemble
 from pipeline.flow import analyse
 from pipeline.model_pack import ModelPack, ModelPackUnsupportedError, load_pack
 from pipeline.morphology import dilate_in_plane_mm
 from pipeline.nnunet_import import Wanted, import_results
-from pipeline.nnunet_volume import TooFineError, VolumeEnsemble, load_ensemble
+from pipeline.nnunet_volume import TooFineError, VolumeEnsemble
 from tests.conftest import oblique_affine
 from tests.pipeline.hand_results import (
     bright_plans,
