@@ -154,6 +154,8 @@ def run_import(arguments: argparse.Namespace) -> int:
         )
     except ModelPackError as error:
         return _refused(arguments, error)
+    except OSError as error:  # no permission, disk full: nothing is left behind
+        raise ModelPackError(f"{error.filename}: {error.strerror}") from error
     manifest = pack.manifest
     use = (
         f'[pipeline] model = "{pack.name}-{pack.version}"'

@@ -316,7 +316,10 @@ def network_of(configuration: Mapping[str, Any]) -> nn.Module:
             allow_init=False,
             deep_supervision=False,
         )
-    except (ImportError, TypeError, ValueError, AssertionError, RuntimeError) as error:
+    except (
+        ImportError, TypeError, ValueError, AssertionError, RuntimeError, AttributeError,
+        ArithmeticError, LookupError,
+    ) as error:  # fmt: skip
         raise ModelPackError(f"{PLANS}: the network cannot be built: {error}") from error
     return network
 

@@ -51,6 +51,7 @@ from pipeline.nnunet_plans import (
     NETWORKS,
     READERS,
     ConfigurationNotSupportedError,
+    NetworkNotSupportedError,
     check_configuration,
     check_dataset,
 )
@@ -510,6 +511,16 @@ def _described(configuration: Mapping[str, Any]) -> nn.Module:
     count = sum(parameter.numel() for parameter in network.parameters())
     if count > MOST_PARAMETERS:
         raise CheckpointTooLargeError(f"{PLANS} describes a network of {count} parameters")
+    patch = tuple(configuration["patch_size"])
+    try:
+        with torch.inference_mode():
+            answer = network.eval()(torch.empty((1, 1, *patch), device="meta"))
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise NetworkNotSupportedError(
+            f"the network of {PLANS} cannot take its own patch of {patch}: {_first_line(error)}"
+        ) from error
+    if tuple(answer.shape) != (1, 2, *patch):
+        raise NetworkNotSupportedError(f"a patch of {patch} becomes {tuple(answer.shape)}")
     return network
 
 
@@ -542,11 +553,10 @@ def fitting_weights(
     for name, value in wanted.items():
         given = weights[name]
         own = name_of.get(id(value))
-        # A tensor of stride 0 is a number that claims to be a million.
-        if own is None or not given.is_floating_point() or not given.is_contiguous():
+        if own is None or not _is_plain(given):
             raise WeightsDoNotFitError(
-                f"{whose}: {name} is {given.dtype}, strides {given.stride()},"
-                f" of {type(value).__name__}: not a plain weight"
+                f"{whose}: {name} is {given.dtype}, {given.layout}, on {given.device}: not a plain"
+                " weight"
             )
         array: npt.NDArray[np.float32] = np.array(given.float().numpy())
         if not np.isfinite(array).all():
@@ -555,6 +565,17 @@ def fitting_weights(
             raise WeightsDoNotFitError(f"{whose}: {own} and {name} are one layer, and differ")
         arrays.setdefault(own, array)
     return arrays
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Numbers side by side in memory; one of stride 0 is a number that claims to be a million."""
+    return (
+        tensor.layout == torch.strided
+        and tensor.device.type == "cpu"
+        and tensor.is_floating_point()
+        and not tensor.is_quantized
+        and tensor.is_contiguous()
+    )
 
 
 # --- the description ------------------------------------------------------------------------

@@ -184,7 +184,7 @@ def check_network(configuration: Json, dimensions: int) -> None:
         sizes = list(_sizes(arguments))
         stages = arguments["n_stages"]
         convolution = arguments["conv_op"]
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelPackError(f"{PLANS} describes no network: {error!r}") from error
     if class_name not in NETWORKS:
         raise NetworkNotSupportedError(

@@ -620,8 +620,8 @@ def _geometry_flags(grid: Grid, manifest: Manifest) -> Iterator[Flag]:
             yield Flag(
                 "geometry-not-validated",
                 f"Slices are {slice_mm:.2f} mm apart, pixels"
-                f" {' x '.join(f'{value:.2f}' for value in pixel_mm)} mm; the model was imported,"
-                " and nothing is known of the images it was tried on.",
+                f" {' x '.join(f'{value:.2f}' for value in pixel_mm)} mm; nothing is known of the"
+                " spacings that the model was tried on.",
                 "review",
             )
         return

@@ -424,6 +424,25 @@ def test_plans_cannot_name_or_size_what_nnunet_has_not(
     refused(NetworkNotSupportedError, match, write(tmp_path, plans), tmp_path / "packs")
 
 
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [({"patch_size": [63, 48]}, "its own patch"), ({"patch_size": [4, 4]}, "its own patch")],
+)
+def test_a_network_that_cannot_take_its_own_patch_is_refused(
+    tmp_path: Path, changes: dict[str, Any], match: str
+) -> None:
+    results = write(tmp_path, make_plans(**changes))
+    refused(NetworkNotSupportedError, match, results, tmp_path / "packs")
+
+
+def test_a_sparse_tensor_is_no_weight(tmp_path: Path) -> None:
+    state = dict(random_state(make_plans(), 0))
+    name = "encoder.stages.0.0.convs.0.conv.bias"
+    state[name] = torch.zeros(2).to_sparse()
+    results = write_results(tmp_path, make_plans(), {0: state})
+    refused(WeightsDoNotFitError, "plain weight", results, tmp_path / "packs")
+
+
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     plans = make_plans()
     arguments = plans["configurations"]["2d"]["architecture"]["arch_kwargs"]
