@@ -54,7 +54,7 @@ def make(folder: Path) -> None:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=800,
         check=False,
     )
     if done.returncode != 0:

@@ -40,7 +40,7 @@ CONFIGURATIONS = ("2d", "3d_fullres")
 SPACING_MM = (3.4, 0.8, 1.6)
 """Not that of the training: (3, 1, 1.25). Anisotropic, pixels not square."""
 
-pytestmark = pytest.mark.timeout(300)  # nnU-Net plans, preprocesses and trains first
+pytestmark = pytest.mark.timeout(900)  # nnU-Net plans, preprocesses and trains first: 25 s of CPU
 
 
 @pytest.fixture(scope="module")
