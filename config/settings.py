@@ -73,7 +73,17 @@ class NodeSettings(Section):
     data_dir: Path = Path("/var/lib/flairnode")
     """A local disk. Never NFS or SMB: SQLite's locks and our fsyncs mean nothing there."""
     reserve_mb: Annotated[int, Field(ge=0)] = 2048
-    """Below this much free disk a sender is told to come back later (0xA700)."""
+    """Below this much free disk a sender is told to come back later (0xA700). What was taken before
+    still needs room for its results, the databases and the audit trail: some ten cases' worth."""
+    reserve_margin_mb: Annotated[int, Field(ge=0)] | None = None
+    """So much above the reserve must be free before senders are told yes again: without it a disk
+    at its reserve would take every second slice of a study. None: a quarter of the reserve."""
+
+    @property
+    def reopens_mb(self) -> int:
+        """So much must be free before senders are taken from again."""
+        margin = self.reserve_margin_mb
+        return self.reserve_mb + (self.reserve_mb // 4 if margin is None else margin)
 
     @property
     def packs_dir(self) -> Path:
@@ -259,9 +269,15 @@ class PipelineSettings(Section):
     threads: Annotated[int, Field(ge=0)] = 0
     """CPU threads of the network; 0 takes what the machine has."""
     time_limit_s: Annotated[float, Field(gt=0)] = 900.0
-    """A case that takes longer is ended with its worker, and counts as one failed attempt."""
+    """A case that takes longer is ended with its worker. It is tried once more in a new one, then
+    it is *failed (time-limit)*."""
     memory_limit_mb: Annotated[int, Field(ge=0)] = 6144
-    """Of the worker process; 0 for none. A corrupt header can ask for any amount of memory."""
+    """Of the worker, and of each program that it starts; 0 for none. A corrupt header can ask for
+    any amount. As with the time: once more in a new worker, then *failed (memory-limit)*."""
+    allow_cpu_fallback: bool = False
+    """A GPU that is out of memory is tried once more with one slice at a time. After that, or when
+    it is gone: true analyses on the CPU, with the mirroring of the GPU and in many times its time;
+    false holds the case (`device-unavailable`), so that somebody sees to the GPU."""
 
     @model_validator(mode="after")
     def _tool_ends_before_the_worker(self) -> PipelineSettings:
@@ -276,21 +292,43 @@ class PipelineSettings(Section):
 class DeliverySettings(Section):
     """How results are sent and retried."""
 
-    attempts: Annotated[int, Field(ge=1)] = 8
+    attempts: Annotated[int, Field(ge=1)] = 3
+    """At first, in a row: they outlive a hiccup of 15 s. They keep one of the four places of their
+    destination; all later attempts are single ones, and keep none while they wait."""
     first_pause_s: Annotated[float, Field(gt=0)] = 5.0
     backoff: Annotated[float, Field(ge=1)] = 2.0
-    """Pause = first pause x backoff^n: 8 attempts span about 10 minutes."""
+    """Pause = first pause x backoff^n, a fifth more or less, so that many do not come at once."""
     timeout_s: Annotated[float, Field(gt=0)] = 30.0
     commitment_timeout_s: Annotated[float, Field(gt=0)] = 300.0
     """After this long without a report of Storage Commitment, the peer's own list decides."""
     retry_held_every_s: Annotated[float, Field(gt=0)] = 900.0
-    """A timer tries held deliveries again once the destination answers a C-ECHO."""
+    """The longest pause. A destination that answers a C-ECHO again is sent to at once."""
+    give_up_after_h: Annotated[float, Field(gt=0)] = 72.0
+    """A weekend. Then the result is *held (undeliverable)* until somebody retries it. Counted while
+    the node runs, by a clock that nobody can set."""
 
 
 class RetentionSettings(Section):
-    """How long received images and results stay here once they are delivered or skipped."""
+    """How long received images and results stay here once they came to their end.
+
+    Never deleted: what is held or failed, and what any destination has not confirmed.
+    """
 
     keep_days: Annotated[float, Field(ge=0)] = 14.0
+    """Images and results of what was delivered, skipped or not analysed."""
+    least_days: Annotated[float, Field(ge=0)] = 1.0
+    """When the disk is at its reserve the oldest of them go earlier, but never before this age:
+    a day, so that what is looked at in the morning is still there in the afternoon."""
+    unreported_days: Annotated[float, Field(ge=0)] = 90.0
+    """What an archive lists, but was asked to commit to and never reported on, stays this long."""
+
+    @model_validator(mode="after")
+    def _least_is_less(self) -> RetentionSettings:
+        if self.least_days > self.keep_days and "least_days" in self.model_fields_set:
+            raise ValueError(
+                f"least_days ({self.least_days:g}) is more than keep_days ({self.keep_days:g})"
+            )
+        return self
 
 
 class EngineSettings(Section):

@@ -16,6 +16,7 @@ from dicom.reference import DocumentReference
 from dicom.series import read_series, read_study
 from dicom.volume import Volume, read_nifti, read_volume, write_nifti
 from node.durable import write_durably
+from pipeline.acquisition import describe_acquisition
 from pipeline.brain import BrainMask, strip_skull, supplied_mask
 from pipeline.brain_tools import Extract
 from pipeline.ensemble import AnyEnsemble, load_ensemble
@@ -24,6 +25,7 @@ from pipeline.model_pack import ModelPack, find_pack, load_pack
 from pipeline.note import Refusal, build_note
 from pipeline.quality import header_flags
 from pipeline.results import ResultObject, build_results
+from pipeline.steady import AnySteadyEnsemble
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,7 @@ def kinds_to_make(settings: Settings) -> tuple[str, ...]:
 
 def analyse_series(
     paths: Sequence[Path],
-    ensemble: AnyEnsemble,
+    ensemble: AnyEnsemble | AnySteadyEnsemble,
     pack: ModelPack,
     output: Path,
     *,
@@ -108,6 +110,7 @@ def analyse_series(
             series = read_series(paths)
             report["series_instance_uid"] = series.series_instance_uid
             volume = read_volume(series)
+            report["acquisition"] = describe_acquisition(volume.grid, series)
         analysis = analyse(
             volume,
             ensemble,
@@ -172,6 +175,7 @@ def analyse_nifti(
     try:
         with stage("read"):
             volume = read_nifti(path)
+            report["acquisition"] = describe_acquisition(volume.grid, None)
             brain = _supplied_brain(brain_mask, volume) if brain_mask is not None else None
         analysis = analyse(
             volume, ensemble, pack.manifest, brain=brain, extract=extract, stage=stage

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,10 +21,11 @@ from dicom.network.orthanc_source import OrthancSource
 from dicom.network.scu import PeerError
 from node.cli import EXIT_DONE, EXIT_FAILED
 from node.delivery import courier
+from node.disk import room
+from node.pause import PauseSwitch
 from node.sources import SOURCES_FILE, SourceBook, Standing
 from pipeline.model_pack import find_pack, load_pack
 
-MEBIBYTE = 1024 * 1024
 PACKAGES = ("config", "dicom", "node", "pipeline", "training")
 
 
@@ -59,6 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
         check_packages(),
         check_directory(settings.node.data_dir),
         check_disk(settings),
+        check_pause(settings),
         check_destinations(settings),
         check_model(settings),
         check_brain(settings),
@@ -105,12 +106,16 @@ def check_directory(data_dir: Path) -> Finding:
 
 def check_disk(settings: Settings) -> Finding:
     """Is there more room than the reserve?"""
-    folder = settings.node.data_dir
-    while not folder.exists():
-        folder = folder.parent
-    free_mb = shutil.disk_usage(folder).free // MEBIBYTE
-    reserve_mb = settings.node.reserve_mb
-    return Finding("disk", free_mb > reserve_mb, f"{free_mb} MB free, reserve {reserve_mb} MB")
+    found = room(settings.node)
+    return Finding("disk", not found.below_reserve, found.text)
+
+
+def check_pause(settings: Settings) -> Finding:
+    """Would anything be analysed?"""
+    paused = PauseSwitch(settings.node.data_dir).since()
+    if paused:
+        return Finding("paused", False, f"analyses are paused {paused}: `flairnode jobs resume`")
+    return Finding("paused", True, "no: analyses go on")
 
 
 def check_destinations(settings: Settings) -> Finding:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from config.loader import load_settings
-from node import check, demo, fetch, jobs, models, process, recall, select
+from node import check, cohort, demo, fetch, jobs, models, process, recall, select, trail
 
 
 def register(subparsers: Any) -> None:  # noqa: ANN401  # argparse names no public type for it
@@ -19,8 +19,10 @@ def register(subparsers: Any) -> None:  # noqa: ANN401  # argparse names no publ
     check.register(subparsers)
     jobs.register(subparsers)
     fetch.register(subparsers)
+    cohort.register(subparsers)
     recall.register(subparsers)
     models.register(subparsers)
+    trail.register(subparsers)
 
 
 def _register_serve(subparsers: Any) -> None:  # noqa: ANN401

@@ -52,12 +52,16 @@ class ObjectState(StrEnum):
     TRYING = "trying"
     """Not there. More attempts follow."""
     UNREACHABLE = "unreachable"
-    """Not there, and all attempts used. Waits for the destination to answer again."""
+    """Not there. It is tried again after a pause, or once the destination answers again."""
+    UNDELIVERABLE = "undeliverable"
+    """Not there, and given up (`delivery.give_up_after_h`); a person has to retry it."""
     REFUSED = "refused"
     """Not there. The destination will not have it; a person has to look."""
 
 
 ARRIVED = frozenset({ObjectState.COMMITTED, ObjectState.CONFIRMED, ObjectState.UNCONFIRMED})
+SETTLED = frozenset({*ARRIVED, ObjectState.REFUSED})
+"""Nothing more is done about it by itself."""
 UNDER_WAY = frozenset({ObjectState.TRYING, ObjectState.AWAITED})
 
 

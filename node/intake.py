@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -44,6 +44,8 @@ from node.completeness import (
     depends_on_slices,
     query_peer,
 )
+from node.delivery import SETTLED
+from node.disk import Reserve
 from node.ledger import (
     CONFLICTING,
     MISSING_FILES,
@@ -74,7 +76,6 @@ log = structlog.get_logger(__name__)
 UNREADABLE = "unreadable"
 _STATUS_OF_REFUSAL = {"does-not-match": DOES_NOT_MATCH}
 _LOCKS = 64  # two copies of one instance wait for each other; others rarely do
-_MB = 1024 * 1024
 
 
 def admission(settings: Settings) -> Admission:
@@ -134,6 +135,8 @@ class Intake:
         self._clock = clock or QuietClock()
         self.sources = sources
         """Set by whoever builds the node; a source needs an intake, too."""
+        self.reserve = Reserve(spool.folder, settings.node)
+        """Of the disk that everything is on."""
         self._locks = [threading.Lock() for _ in range(_LOCKS)]
         self._sweeping = threading.Lock()
 
@@ -175,9 +178,12 @@ class Intake:
             received.sop_instance_uid,
             received.transfer_syntax_uid,
         )
-        if not self._has_room_for(len(received.dataset)):
-            return OUT_OF_RESOURCES
         digest = dataset_digest(received.dataset)
+        if not self.reserve.has_room_for(len(received.dataset)):
+            if not self._is_here(identity.sop_instance_uid, digest):
+                return OUT_OF_RESOURCES
+            self._clock.touch(identity.study_instance_uid)
+            return SUCCESS
         self._keep(
             received_instance(identity, digest, identity.path, received.calling_ae_title),
             partial(self._spool.write, received),
@@ -200,7 +206,7 @@ class Intake:
             NoRoomError: The disk is below its reserve.
             OSError, sqlite3.Error: The disk or the ledger is broken.
         """
-        if not self._has_room_for(size):
+        if not self.reserve.has_room_for(size):
             raise NoRoomError("the disk is below its reserve")
         arrival = self._spool.receive(pieces, sop_instance_uid, sender)
         try:
@@ -212,13 +218,14 @@ class Intake:
         finally:
             self._spool.discard(arrival)
 
-    def _has_room_for(self, size: int) -> bool:
-        free_mb = (self._spool.free_bytes() - size) // _MB
-        reserve_mb = self._settings.node.reserve_mb
-        if free_mb >= reserve_mb:
-            return True
-        log.error("store.refused", reason="disk-reserve", free_mb=free_mb, reserve_mb=reserve_mb)
-        return False
+    def _is_here(self, sop_instance_uid: str, digest: str) -> bool:
+        """The same object, on disk: to take it once more needs no room."""
+        known = self._ledger.instance(sop_instance_uid)
+        return (
+            known is not None
+            and known.digest == digest
+            and (self._spool.folder / known.path).is_file()
+        )
 
     def _keep(self, arrived: ReceivedInstance, place: Callable[[Path], None]) -> None:
         """Record an object, once `place` has put it durably under the path that it is given."""
@@ -483,24 +490,60 @@ class Intake:
             self._enqueue(job)
 
     def discard_old(self, now: datetime | None = None) -> int:
-        """Delete the images of series that were delivered or skipped long enough ago; how many.
+        """Delete the images of series that came to a good end long enough ago; how many series.
 
         The ledger keeps its rows, so that a copy that is sent again is still known.
         """
         keep = timedelta(days=self._settings.retention.keep_days)
+        return sum(self._discard(row) for row in self._discardable(now or datetime.now(UTC), keep))
+
+    def make_room(self, now: datetime | None = None) -> int:
+        """While the disk is short: the same before its time, the oldest first; how many series.
+
+        Never younger than `retention.least_days`, and no more than is needed.
+        """
         discarded = 0
-        for row in self._ledger.discardable((now or datetime.now(UTC)) - keep):
-            self._ledger.mark_discarded(row.series_instance_uid)
-            for instance in self._ledger.instances_of(row.series_instance_uid):
-                (self._spool.folder / instance.path).unlink(missing_ok=True)
-            with suppress(OSError):  # another series of the study still lies there
-                folder = self._spool.folder / row.study_instance_uid / row.series_instance_uid
-                folder.rmdir()
-                folder.parent.rmdir()
-            discarded += 1
-        if discarded:
-            log.info("spool.discarded", count=discarded)
+        retention = self._settings.retention
+        least = timedelta(days=min(retention.least_days, retention.keep_days))
+        if self.reserve.look():
+            for row in self._discardable(now or datetime.now(UTC), least):
+                discarded += self._discard(row)
+                if not self.reserve.look():
+                    break
         return discarded
+
+    def _discardable(self, now: datetime, age: timedelta) -> Iterator[SeriesRow]:
+        asked_after = now - timedelta(days=self._settings.retention.unreported_days)
+        peers = [destination.peer for destination in self._settings.destinations]
+        for row in self._ledger.discardable(now - age):
+            jobs = self._ledger.jobs_of(row.series_instance_uid)
+            owed = [
+                job
+                for job in jobs
+                if (job.job_id == row.job_id or job.state in UNFINISHED)
+                and self._ledger.is_owed(job.job_id, peers, SETTLED, asked_after)
+            ]
+            if not owed and not self._ledger.has_conflict(row.series_instance_uid):
+                yield row
+
+    def _discard(self, row: SeriesRow) -> bool:
+        self._ledger.mark_discarded(row.series_instance_uid)
+        for instance in self._ledger.instances_of(row.series_instance_uid):
+            (self._spool.folder / instance.path).unlink(missing_ok=True)
+        with suppress(OSError):  # another series of the study still lies there
+            folder = self._spool.folder / row.study_instance_uid / row.series_instance_uid
+            folder.rmdir()
+            folder.parent.rmdir()
+        log.info("spool.discarded", series_uid=row.series_instance_uid, instances=row.instances)
+        with suppress(OSError):
+            self._audit.append(
+                AuditEvent.DISCARDED,
+                what="images",
+                study=row.study_instance_uid,
+                series=row.series_instance_uid,
+                instances=row.instances,
+            )
+        return True
 
 
 def record_spool(spool: Spool, ledger: Ledger) -> int:

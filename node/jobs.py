@@ -6,7 +6,9 @@ import argparse
 import getpass
 import json
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from config.loader import load_settings
 from config.settings import Settings
 from node.audit import Audit, AuditEvent
 from node.cli import EXIT_DONE, EXIT_REFUSED, EXIT_WRONG_ARGUMENTS
+from node.disk import room
 from node.ledger import (
     CONFLICTING,
     LATER_FLAIR,
@@ -28,15 +31,20 @@ from node.ledger import (
     UnknownJobError,
 )
 from node.outcome import ResultsFolder
+from node.pause import PauseSwitch
+from node.resolve import resolve
+from node.retry import retry_all
 from node.select import rule_lines
 from node.sitekey import site_key
 from pipeline.refusals import in_words
 
 _SHORTEST_PREFIX = 6
+_QUIET_LOOKS = 3
 
 _ADVICE = {
     CONFLICTING: "Compare the two objects (spool and spool/conflicts) with the archive: one of "
-    "them was changed under the same SOP Instance UID. A result is not made of either.",
+    "them was changed under the same SOP Instance UID. A result is not made of either until "
+    "`flairnode jobs resolve SERIES --keep stored` (the first) or `--keep received` (the later).",
     MIXED_PATIENT: "Find out in the archive whose images these are, and send the study again once "
     "they are of one patient. A result is made of none of them.",
     LATER_FLAIR: "Another FLAIR of this study has a result. `flairnode jobs retry` with this "
@@ -47,7 +55,16 @@ _ADVICE = {
     "followed is asked by `flairnode fetch` with the Study Instance UID.",
     "deleted-at-source": "It was deleted where it was fetched from, perhaps because it was wrong: "
     "ask the archive. If it is stored there again, it is decided again by itself.",
-    "destination-unreachable": "Nothing to do: it is sent once the destination answers a C-ECHO.",
+    "destination-unreachable": "Nothing to do: it is tried again, at the latest after "
+    "delivery.retry_held_every_s, and at once when the destination answers a C-ECHO.",
+    "undeliverable": "See to the destination; then `flairnode jobs retry --all --reason "
+    "undeliverable --destination PEER` sends everything that it did not take.",
+    "device-unavailable": "See to the GPU (`flairnode check`), or set pipeline.allow_cpu_fallback; "
+    "then `flairnode jobs retry --all --reason device-unavailable`.",
+    "memory-limit": "Twice it needed more memory than pipeline.memory_limit_mb. A series of "
+    "ordinary size that does so is our fault: report it; a very large one may need a higher limit.",
+    "time-limit": "Twice it took longer than pipeline.time_limit_s. Was the machine overloaded? A "
+    "retry, or a higher limit, may help.",
     "destination-refused": "Ask the administrator of the destination why it refuses; then retry.",
     "no-destination": "Name a destination in the settings; then retry.",
     "no-destination-for-research": "The model is for research only. Mark a destination "
@@ -60,10 +77,10 @@ _ADVICE = {
 
 
 def register(subparsers: Any) -> None:  # noqa: ANN401  # argparse names no public type for it
-    """Add the `jobs` command and its five actions."""
+    """Add the `jobs` command and its actions."""
     jobs = subparsers.add_parser(
         "jobs",
-        help="list, show, explain, retry, cancel",
+        help="list, show, explain, retry, cancel, resolve, pause, resume",
         description="Every series that was received, the end it came to, and why.",
     )
     actions = jobs.add_subparsers(title="actions", dest="action", required=True)
@@ -73,23 +90,52 @@ def register(subparsers: Any) -> None:  # noqa: ANN401  # argparse names no publ
     for name, text, run in (
         ("show", "one series or job with everything known of it", run_show),
         ("explain", "why it is where it is, and what to do", run_explain),
-        ("retry", "try an ended job, or decide a series, once more", run_retry),
         ("cancel", "end a job that is waiting or running", run_cancel),
+        ("resolve", "end a conflict of two objects with one SOP Instance UID", run_resolve),
     ):
         _action(actions, name, text, run).add_argument(
             "id", help="Series Instance UID, or a job id or its beginning"
         )
+    retry = _action(actions, "retry", "try an ended job, or decide a series, once more", run_retry)
+    retry.add_argument("id", nargs="?", help="Series Instance UID, or a job id or its beginning")
+    retry.add_argument("--all", action="store_true", help="every job that ended for --reason")
+    retry.add_argument("--reason", help="of those to retry, such as undeliverable")
+    retry.add_argument("--destination", help="only what this peer did not take")
+    resolve = actions.choices["resolve"]
+    resolve.add_argument(
+        "--keep",
+        choices=("stored", "received"),
+        required=True,
+        help="the object that came first, or the one that came later and was kept aside",
+    )
+    resolve.add_argument(
+        "--digest", default="", help="of several later ones: the beginning of its SHA-256"
+    )
+    _action(actions, "pause", "begin no more analyses; all else goes on", run_pause)
+    _action(actions, "resume", "go on after a pause", run_resume)
+    drain = _action(
+        actions, "drain", "pause, and wait until no analysis runs: before an upgrade", run_drain
+    )
+    drain.add_argument("--timeout", type=float, default=1800.0, help="seconds (default 1800)")
 
 
 def run_list(arguments: argparse.Namespace) -> int:
     """One line per series."""
     state = None if arguments.state is None else SeriesState(arguments.state)
-    with _ledger(load_settings(arguments.config)) as ledger:
+    settings = load_settings(arguments.config)
+    with _ledger(settings) as ledger:
         rows = ledger.all_series(state, arguments.limit)
         counts = ledger.counts()
+    disk, paused = room(settings.node), PauseSwitch(settings.node.data_dir).since()
     if arguments.json:
-        print(json.dumps({"series": [_series(row) for row in rows], "counts": counts}))
+        told = {"series": [_series(row) for row in rows], "counts": counts}
+        told |= {"disk": asdict(disk) | {"below_reserve": disk.below_reserve}, "paused": paused}
+        print(json.dumps(told))
         return EXIT_DONE
+    if disk.below_reserve:
+        print(f"DISK: {disk.text}")
+    if paused:
+        print(f"PAUSED {paused}: no analysis begins until `flairnode jobs resume`")
     for row in rows:
         print(
             f"{row.last_received_at:%Y-%m-%d %H:%M:%S}  {row.state:<12}  {row.reason or '-':<28}"
@@ -174,6 +220,8 @@ def run_explain(arguments: argparse.Namespace) -> int:
 def run_retry(arguments: argparse.Namespace) -> int:
     """Queue a job again, or let a series without one be decided again; the service sees it."""
     settings = load_settings(arguments.config)
+    if arguments.all or not arguments.id:
+        return _retry_all(arguments, settings)
     with _ledger(settings) as ledger:
         row, job = _find(ledger, arguments.id)
         current = job
@@ -201,6 +249,96 @@ def run_cancel(arguments: argparse.Namespace) -> int:
         shown = _in_full(ledger, _again(ledger, row))
     _note(settings, "cancel", row, cancelled)
     return _changed(arguments, shown)
+
+
+def _retry_all(arguments: argparse.Namespace, settings: Settings) -> int:
+    if arguments.id or not arguments.all or not arguments.reason:
+        raise RetryRefusedError("either one series or job, or --all with --reason")
+    if arguments.destination and arguments.destination not in {p.name for p in settings.peers}:
+        raise UnknownJobError(f"no peer is named {arguments.destination}")
+    with _ledger(settings) as ledger:
+        done = retry_all(
+            settings,
+            ledger,
+            reason=arguments.reason,
+            destination=arguments.destination or "",
+            user=getpass.getuser(),
+        )
+    if arguments.json:
+        print(json.dumps(asdict(done)))
+        return EXIT_DONE
+    print(f"{len(done.retried)} jobs are tried again")
+    for job_id, why in done.refused.items():
+        print(f"  not {job_id}: {why}")
+    return EXIT_DONE
+
+
+def run_resolve(arguments: argparse.Namespace) -> int:
+    """Keep one of two objects with the same SOP Instance UID; the other one is deleted."""
+    settings = load_settings(arguments.config)
+    with _ledger(settings) as ledger:
+        row, _ = _find(ledger, arguments.id)
+        resolved = resolve(
+            settings,
+            ledger,
+            row,
+            keep=arguments.keep,
+            digest=arguments.digest,
+            user=getpass.getuser(),
+        )
+        shown = _in_full(ledger, _again(ledger, row)) | {"resolved": resolved}
+    return _changed(arguments, shown)
+
+
+def run_pause(arguments: argparse.Namespace) -> int:
+    """No worker begins another analysis."""
+    settings = load_settings(arguments.config)
+    _ledger(settings).close()  # says so where no node ever ran
+    changed = PauseSwitch(settings.node.data_dir).turn_on(getpass.getuser())
+    if changed:
+        _note_switch(settings, "pause")
+    said = "paused: studies are still received, results still delivered"
+    return _say(arguments, {"paused": True, "changed": changed}, said)
+
+
+def run_resume(arguments: argparse.Namespace) -> int:
+    """Analyses go on."""
+    settings = load_settings(arguments.config)
+    changed = PauseSwitch(settings.node.data_dir).turn_off()
+    if changed:
+        _note_switch(settings, "resume")
+    said = "analyses go on" if changed else "nothing was paused"
+    return _say(arguments, {"paused": False, "changed": changed}, said)
+
+
+def run_drain(arguments: argparse.Namespace) -> int:
+    """Pause, then wait for what runs; it stays paused, over a restart as well, until `resume`."""
+    settings = load_settings(arguments.config)
+    if PauseSwitch(settings.node.data_dir).turn_on(getpass.getuser()):
+        _note_switch(settings, "drain")
+    deadline, quiet = time.monotonic() + arguments.timeout, 0
+    with _ledger(settings) as ledger:
+        while quiet < _QUIET_LOOKS and time.monotonic() < deadline:
+            # The service marks what runs once a second: one look alone could come too early.
+            quiet = 0 if ledger.jobs(SeriesState.RUNNING, limit=1) else quiet + 1
+            time.sleep(1.0)
+        running = len(ledger.jobs(SeriesState.RUNNING))
+    if running:
+        why = f"{running} analyses still run after {arguments.timeout:g} s; it stays paused"
+        return _refuse(arguments, EXIT_REFUSED, "running", why)
+    said = "no analysis runs: stop the service, upgrade, start it, then `flairnode jobs resume`"
+    return _say(arguments, {"paused": True, "running": 0}, said)
+
+
+def _say(arguments: argparse.Namespace, told: dict[str, Any], said: str) -> int:
+    print(json.dumps(told) if arguments.json else said)
+    return EXIT_DONE
+
+
+def _note_switch(settings: Settings, what: str) -> None:
+    data_dir = settings.node.data_dir
+    audit = Audit(data_dir / "audit", site_key(data_dir))
+    audit.append(AuditEvent.OPERATOR, what=what, user=getpass.getuser())
 
 
 def _rests_on_its_job(row: SeriesRow) -> bool:
@@ -387,5 +525,13 @@ def _in_full(ledger: Ledger, row: SeriesRow) -> dict[str, Any]:
                 ],
             }
             for job in ledger.jobs_of(row.series_instance_uid)
-        ]
+        ],
+        "conflicts": [
+            {
+                "sop_instance_uid": one.sop_instance_uid,
+                "stored": {"digest": one.stored.digest, "path": one.stored.path.as_posix()},
+                "received": {"digest": one.digest, "path": one.path.as_posix()},
+            }
+            for one in ledger.conflicts_of(row.series_instance_uid)
+        ],
     }

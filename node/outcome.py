@@ -1,15 +1,19 @@
 """What passes between service and worker on disk: the order of a job, and its result folder.
 
 `results/<job_id>.order.json` says which files to analyse. `results/<job_id>/` holds the objects and
-`outcome.json`; it appears by a rename, so whoever sees it sees all of it.
+`outcome.json`; it appears by a rename, so whoever sees it sees all of it. Of a result that
+retention removes, `history/<job_id>.json` keeps the few numbers that months are compared by
+(`flairnode validate drift`): no UID, and nothing of a person.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +26,8 @@ from dicom.reference import DocumentReference
 from node.durable import PART_SUFFIX, sync_directory, write_durably
 
 OUTCOME_FILE = "outcome.json"
+HISTORY = "history"
+"""Beside `results`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,8 +177,13 @@ class ResultsFolder:
         part.rename(folder)
         sync_directory(self.folder)
 
+    def has_anything(self, job_id: str) -> bool:
+        """Is there a result, or what is left of one?"""
+        return self.of(job_id).exists() or self._order(job_id).exists()
+
     def remove(self, job_id: str) -> None:
-        """Delete the result and the order of a job."""
+        """Delete the result and the order of a job, but for what months are compared by."""
+        self._remember(job_id)
         shutil.rmtree(self.of(job_id), ignore_errors=True)
         self._order(job_id).unlink(missing_ok=True)
         self.attempts(job_id).unlink(missing_ok=True)
@@ -192,6 +203,17 @@ class ResultsFolder:
     def _order(self, job_id: str) -> Path:
         return self.folder / f"{job_id}.order.json"
 
+    def _remember(self, job_id: str) -> None:
+        try:
+            content = json.loads((self.of(job_id) / OUTCOME_FILE).read_bytes())
+            kept = _history(content)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return  # nothing that could be compared
+        folder = self.data_dir / HISTORY
+        with suppress(OSError):  # a full disk is why room is made: the result has to go
+            folder.mkdir(mode=0o700, exist_ok=True)
+            write_durably(folder / f"{job_id}.json", json.dumps(kept).encode())
+
     def _part(self, job_id: str) -> Path:
         return self.folder / f"{job_id}{PART_SUFFIX}"
 
@@ -208,6 +230,32 @@ def _reference(path: Path) -> DocumentReference:
         text(header, "SOPClassUID"),
         text(header, "SOPInstanceUID"),
     )
+
+
+def _history(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The form of `outcome.json`, without objects, lesions, messages and UIDs."""
+    job, report = content["job"], content.get("report") or {}
+    findings, quality = report.get("findings"), report.get("quality")
+    return {
+        "job": {
+            "created_at": job["created_at"],
+            # Tells a second result of a series from the first, and cannot be turned back.
+            "series_sha256": hashlib.sha256(job["series_instance_uid"].encode()).hexdigest(),
+            "pack_digest": job["pack_digest"],
+        },
+        "outcome": content["outcome"],
+        "reason": content["reason"],
+        "report": {
+            "findings": findings
+            and {name: findings[name] for name in ("lesion_count", "total_volume_ml")},
+            "quality": quality
+            and {
+                "verdict": quality["verdict"],
+                "flags": [{"code": flag["code"]} for flag in quality["flags"]],
+            },
+            "acquisition": report.get("acquisition"),
+        },
+    }
 
 
 def _make_durable(path: Path) -> None:

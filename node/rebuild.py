@@ -87,8 +87,9 @@ def _record_conflicts(spool: Spool, ledger: Ledger) -> None:
         except RefusedObjectError as error:
             log.warning("spool.strange-file", reason=error.reason)
             continue
-        if ledger.instance(file.identity.sop_instance_uid) is None:
-            continue  # the first of the two is gone: there is nothing to contradict
+        first = ledger.instance(file.identity.sop_instance_uid)
+        if first is None or first.digest == file.digest:
+            continue  # the first of the two is gone, or gave way: there is nothing to contradict
         ledger.record_conflict(
             received_instance(file.identity, file.digest, path, file.calling_ae_title)
         )

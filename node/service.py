@@ -32,6 +32,8 @@ from node.engine import Engine, FileIdentity, IdentityTakenError
 from node.follow import FollowedSources
 from node.intake import Intake, admission
 from node.ledger import Ledger
+from node.lifecycle import note_start, note_stop
+from node.limits import EXIT_MEMORY_LIMIT, EXIT_TIME_LIMIT
 from node.logs import configure_logging
 from node.outcome import ResultsFolder
 from node.rebuild import open_ledger
@@ -120,7 +122,10 @@ class Workers:
 
     def _died(self, slot: WorkerSlot, process: subprocess.Popen[bytes], now: float) -> None:
         lived_s = now - slot.started_at
-        slot.deaths_in_a_row = 1 if lived_s > STEADY_AFTER_S else slot.deaths_in_a_row + 1
+        # A case beyond its limits ended it on purpose: nothing is wrong with the worker.
+        on_purpose = process.returncode in (EXIT_TIME_LIMIT, EXIT_MEMORY_LIMIT)
+        well = on_purpose or lived_s > STEADY_AFTER_S
+        slot.deaths_in_a_row = 1 if well else slot.deaths_in_a_row + 1
         pause_s = min(
             LONGEST_RESTART_PAUSE_S, FIRST_RESTART_PAUSE_S * 2.0 ** (slot.deaths_in_a_row - 1)
         )
@@ -141,6 +146,7 @@ class Node:
     """Everything the service process holds, in the order it is started; stopped in reverse."""
 
     ledger: Ledger
+    audit: Audit
     engine: Engine
     timers: Timers
     listener: StorageServer
@@ -159,6 +165,7 @@ class Node:
         results = ResultsFolder(data_dir)
         engine = Engine(settings, service_id(settings), WORKFLOW_VERSION)
         audit = Audit(data_dir / "audit", site_key(data_dir))
+        note_start(audit, ledger, settings)
         casework = Casework(settings, ledger, results, engine, audit=audit)
         rejections = Rejections(settings, ledger, engine)
         spool = Spool(data_dir / "spool")
@@ -186,11 +193,13 @@ class Node:
         casework.reclaim({f"worker-{slot.index}" for slot in workers.slots})
         intake.reconcile()
         workers.tick()
-        timers = Timers(settings, ledger, results, engine, casework, intake, sources, rejections)
+        timers = Timers(
+            settings, ledger, results, engine, casework, intake, sources, rejections, audit
+        )
         timers.start()
         listener.start()
         log.info("service.ready", pid=os.getpid(), port=listener.port)
-        return cls(ledger, engine, timers, listener, workers)
+        return cls(ledger, audit, engine, timers, listener, workers)
 
     def stop(self) -> None:
         """Close the door, end the workers. Work under way goes on at the next start."""
@@ -198,6 +207,7 @@ class Node:
         self.listener.stop()
         self.timers.stop()
         self.workers.stop()
+        note_stop(self.audit, self.ledger)
         log.info("service.ended", pid=os.getpid())
 
 

@@ -1,9 +1,10 @@
 """A worker process: one device, one warm model, one case at a time.
 
 It knows orders and result folders, not the ledger. It may be killed at any moment: by its parent's
-death, by the time limit, by the kernel for its memory, or by the case itself. Attempts are noted
-before a case begins, so that a case that kills its worker three times is ended instead of tried
-for ever, while one that was running when the whole node was stopped is not blamed.
+death, by a limit, by the kernel for its memory, or by the case itself. Attempts are noted before a
+case begins, so that a case that kills its worker three times is ended instead of tried for ever,
+while one that was running when the whole node was stopped is not blamed. A case beyond its time or
+its memory ends the worker as well, but leaves word why: once more in a new one, then it has failed.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -29,8 +31,16 @@ from config.settings import Settings
 from dicom.errors import Outcome, StudyError
 from node.durable import sync_directory
 from node.engine import Engine, IdentityTakenError
+from node.limits import (
+    EXIT_MEMORY_LIMIT,
+    EXIT_TIME_LIMIT,
+    MEMORY_LIMIT,
+    TIME_LIMIT,
+    LimitWatch,
+)
 from node.logs import configure_logging
 from node.outcome import JobOutcome, Order, ResultFile, ResultsFolder
+from node.pause import PauseSwitch
 from node.sitekey import site_key
 from node.workflow import ANALYSIS, POISON, WORKFLOW_VERSION, Analysis
 
@@ -43,11 +53,16 @@ DEATHS_ALLOWED = 3
 """A case that ended its worker so often is ended itself."""
 MODEL_CHANGED = "model-changed"
 INTERNAL_ERROR = "internal-error"
-MEMORY_LIMIT = "memory-limit"
+
+
+DEVICE_UNAVAILABLE = "device-unavailable"
+OVERRUNS_ALLOWED = 2
+"""Of time or memory: the second time cannot be blamed on a worker that was old, or on the host."""
+PAUSE_LOOK_S = 0.5
 EXIT_PARENT_GONE = 0
 EXIT_IDENTITY_TAKEN = 75  # EX_TEMPFAIL: the predecessor is still ending
 EXIT_NO_MODEL = 78  # EX_CONFIG
-EXIT_TIME_LIMIT = 124  # as `timeout` says it
+EXIT_DEVICE_WORN = 75  # EX_TEMPFAIL: a new process may find the device well
 _PR_SET_PDEATHSIG = 1
 
 
@@ -62,6 +77,8 @@ class Analyser:
     one, the report that this one replaces, as `predecessor`."""
     tell_why: Callable[[Sequence[Path], Path, str, str], AnalysisOutcome]
     """The same, with the reason and the explanation of a refusal that a note is made of."""
+    worn: Callable[[], bool] = lambda: False
+    """Did the device fail in this process, so that a new one should take the next case?"""
 
 
 def load_pipeline(settings: Settings) -> Analyser:
@@ -72,11 +89,14 @@ def load_pipeline(settings: Settings) -> Analyser:
         BrainToolMissingError: The configured skull strip is not there.
     """
     # torch: seconds
-    from node.analysis import analyse_series, kinds_to_make, load_segmenter, tell_why
+    from node.analysis import analyse_series, kinds_to_make, tell_why
     from pipeline.brain_tools import require_extractor
+    from pipeline.model_pack import find_pack, load_pack
+    from pipeline.steady import SteadyEnsemble
 
     extract = require_extractor(settings.pipeline).extract
-    ensemble, pack = load_segmenter(settings.pipeline, [settings.node.packs_dir])
+    pack = load_pack(find_pack(settings.pipeline.model, folders=[settings.node.packs_dir]))
+    ensemble = SteadyEnsemble.load(pack, settings.pipeline)
     kinds = kinds_to_make(settings)
     return Analyser(
         pack_digest=pack.digest,
@@ -87,14 +107,19 @@ def load_pipeline(settings: Settings) -> Analyser:
         tell_why=lambda paths, output, reason, explanation: tell_why(
             paths, pack, output, reason, explanation
         ),
+        worn=lambda: ensemble.worn,
     )
+
+
+_OVERRUN = "!"
 
 
 class Attempts:
     """`<job>.attempts`: a line for each time a worker began the case.
 
     A line names the order's workflow and the run of the node it happened in. The last attempt of an
-    earlier run is not counted: the node was stopped then, and the worker with it.
+    earlier run is not counted: the node was stopped then, and the worker with it. An attempt that
+    overran a limit is followed by a line with `!` and the reason.
     """
 
     def __init__(self, path: Path, workflow_id: str, run: str) -> None:
@@ -107,15 +132,31 @@ class Attempts:
         per_run: dict[str, int] = {}
         for line in self._lines():
             workflow_id, _, run = line.partition(" ")
-            if workflow_id == self._workflow_id:
+            if workflow_id == self._workflow_id and not run.startswith(_OVERRUN):
                 per_run[run] = per_run.get(run, 0) + 1
         return sum(count if run == self._run else count - 1 for run, count in per_run.items())
 
+    def overruns(self) -> list[str]:
+        """The reason of each time that the case went beyond a limit, whichever run it was in."""
+        words = [line.partition(" ") for line in self._lines()]
+        return [
+            what.removeprefix(_OVERRUN)
+            for workflow_id, _, what in words
+            if workflow_id == self._workflow_id and what.startswith(_OVERRUN)
+        ]
+
     def begin(self) -> None:
         """Note an attempt, durably, before it begins."""
+        self._append(self._run)
+
+    def overran(self, reason: str) -> None:
+        """Note, durably, why the worker is about to end."""
+        self._append(f"{_OVERRUN}{reason}")
+
+    def _append(self, what: str) -> None:
         descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
-            os.write(descriptor, f"{self._workflow_id} {self._run}\n".encode())
+            os.write(descriptor, f"{self._workflow_id} {what}\n".encode())
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
@@ -152,6 +193,8 @@ class Worker:
         """
         self._results = ResultsFolder(settings.node.data_dir)
         self._time_limit_s = settings.pipeline.time_limit_s
+        self._memory_limit_mb = settings.pipeline.memory_limit_mb
+        self._pause = PauseSwitch(settings.node.data_dir)
         self._analyser = analyser
         self._run = run
         self._current: Attempts | None = None
@@ -159,6 +202,7 @@ class Worker:
 
     def analyse(self, job_id: str) -> Outcome:
         """Carry out an order. A result that is there is kept; a crash leaves nothing half done."""
+        self._wait_while_paused()
         order = self._results.read_order(job_id)
         known = self._results.read(job_id)
         # An analysed result is never built twice. Any other end is looked at again only when an
@@ -174,7 +218,16 @@ class Worker:
             self._current = None
             attempts.clear()
         log.info("case.analysed", job=job_id, state=outcome.outcome.value, reason=outcome.reason)
+        if self._analyser.worn():
+            # The result is on disk: whoever takes the order up again finds it there.
+            log.error("worker.device-worn", job=job_id)
+            os._exit(EXIT_DEVICE_WORN)
         return outcome.outcome
+
+    def _wait_while_paused(self) -> None:
+        """Paused: the case waits here, unbegun, however long."""
+        while self._pause.is_on():
+            time.sleep(PAUSE_LOOK_S)
 
     def leave(self) -> None:
         """The process ends in order: the case under way is not to be blamed for it."""
@@ -186,6 +239,11 @@ class Worker:
         self, job_id: str, order: Order, attempts: Attempts
     ) -> tuple[JobOutcome, Mapping[str, Any] | None]:
         part = self._results.begin(job_id)
+        overruns = attempts.overruns()
+        if len(overruns) >= OVERRUNS_ALLOWED:
+            reason = overruns[-1]
+            explanation = f"{self._limit_in_words(reason)}, in each of {len(overruns)} attempts"
+            return self._ended(order, Outcome.FAILED, reason, explanation), None
         if attempts.deaths() >= DEATHS_ALLOWED:
             explanation = f"the case ended its worker {DEATHS_ALLOWED} times"
             return self._ended(order, Outcome.FAILED, POISON, explanation), None
@@ -199,9 +257,12 @@ class Worker:
         with self._lock:
             attempts.begin()
             self._current = attempts
-        watchdog = threading.Timer(self._time_limit_s, self._out_of_time, (job_id,))
-        watchdog.daemon = True
-        watchdog.start()
+        watch = LimitWatch(
+            self._time_limit_s,
+            self._memory_limit_mb,
+            lambda reason: self._end_for(reason, job_id, attempts),
+        )
+        watch.start()
         try:
             if refusal is None:
                 replaced = {} if order.predecessor is None else {"predecessor": order.predecessor}
@@ -214,11 +275,13 @@ class Worker:
             self._results.begin(job_id)  # nothing of a refused or failed analysis is kept
             return self._ended(order, error.outcome, error.reason, str(error)), None
         except Exception as error:  # the one place: this case fails, the next goes on
+            if _is_out_of_memory(error):
+                self._end_for(MEMORY_LIMIT, job_id, attempts)
             log.exception("case.failed", job=job_id)
             self._results.begin(job_id)
             return self._failed(order, error), None
         finally:
-            watchdog.cancel()
+            watch.cancel()
         if why := finished.report.get("no_note"):
             log.warning("note.not-made", job=job_id, reason=finished.reason, why=why)
         return self._as_outcome(order, finished), _with_names(finished.report)
@@ -226,18 +289,26 @@ class Worker:
     def _paths(self, order: Order) -> list[Path]:
         return [self._results.data_dir / name for name in order.files]
 
-    def _out_of_time(self, job_id: str) -> None:
-        log.error("case.out-of-time", job=job_id, limit_s=self._time_limit_s)
-        # No thread can be ended from outside; the process can. The attempt stays noted.
-        os._exit(EXIT_TIME_LIMIT)
+    def _end_for(self, reason: str, job_id: str, attempts: Attempts) -> None:
+        """Beyond a limit: no thread can be ended from outside; the process can."""
+        log.error(
+            "case.out-of-time" if reason == TIME_LIMIT else "case.out-of-memory",
+            job=job_id,
+            reason=reason,
+            limit_s=self._time_limit_s,
+            memory_mb=self._memory_limit_mb,
+        )
+        with suppress(OSError):  # a full disk must not keep it from ending
+            attempts.overran(reason)
+        os._exit(EXIT_TIME_LIMIT if reason == TIME_LIMIT else EXIT_MEMORY_LIMIT)
+
+    def _limit_in_words(self, reason: str) -> str:
+        if reason == TIME_LIMIT:
+            return f"it took longer than pipeline.time_limit_s ({self._time_limit_s:g} s)"
+        limit = f"pipeline.memory_limit_mb ({self._memory_limit_mb} MB)"
+        return f"it needed more memory than {limit}"
 
     def _failed(self, order: Order, error: Exception) -> JobOutcome:
-        out_of_memory = isinstance(error, MemoryError) or (
-            isinstance(error, RuntimeError) and "allocate memory" in str(error)  # torch's
-        )
-        if out_of_memory:
-            explanation = "more memory was asked for than pipeline.memory_limit_mb allows"
-            return self._ended(order, Outcome.FAILED, MEMORY_LIMIT, explanation)
         # The message of an unexpected error may quote a patient's data: its type must do.
         return self._ended(order, Outcome.FAILED, INTERNAL_ERROR, type(error).__name__)
 
@@ -256,6 +327,13 @@ class Worker:
                 ResultFile(one.kind, one.sop_instance_uid, one.path) for one in finished.outputs
             ),
         )
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Of the host. What a GPU lacks, `pipeline.steady` has dealt with by now."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and "allocate memory" in str(error)  # torch's
+    )
 
 
 def _with_names(report: Mapping[str, Any]) -> dict[str, Any]:
@@ -344,8 +422,8 @@ def die_with(parent: int) -> None:
 def _limit_memory(settings: Settings) -> None:
     """An allocation beyond the limit fails inside the process instead of taking the host along.
 
-    RLIMIT_DATA counts what is private and writable. CUDA maps far more host memory than it uses, so
-    on a GPU the limit is left to the service manager.
+    RLIMIT_DATA counts what is private and writable, and the programs we start inherit it. CUDA maps
+    far more host memory than it uses, so on a GPU only what is resident counts (`node.limits`).
     """
     limit_mb = settings.pipeline.memory_limit_mb
     torch = sys.modules.get("torch")

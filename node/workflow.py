@@ -2,7 +2,7 @@
 
     series      (service)   prepare -> analysis, on a worker -> conclude -> one delivery each
     analysis    (worker)    the pixels: volume, brain, lesions, objects
-    delivery    (service)   look, send what is missing, look again; pause; settle
+    delivery    (service)   look, send what is missing, look again; settle; after a pause, once more
 
 A FLAIR that is refused goes the same way, and what is delivered is the note that says why; its end
 is `not_analysed`, wherever that note is.
@@ -38,6 +38,8 @@ from node.delivery import ARRIVED, Delivered, ObjectState, deliver, wanted
 from node.engine import ACTIVE, Engine, WorkQueue
 from node.ledger import ENDS, UNFINISHED, Job, Ledger, SeriesState, UnknownJobError
 from node.outcome import JobOutcome, Order, ResultFile, ResultsFolder
+from node.patience import Patience
+from node.pause import PauseSwitch
 
 log = structlog.get_logger(__name__)
 
@@ -51,6 +53,8 @@ ANALYSIS = WorkQueue("analysis", worker_concurrency=1)
 """One case at a time on one device."""
 ROUTINE = 10
 """Priority of what comes by itself; lower runs first, and leaves room for urgent work."""
+REPEATED = 20
+"""Of a delivery that failed before: a new result does not stand behind a hundred of those."""
 ENGINE_ATTEMPTS = 30
 """The worker counts its own deaths at a case (`node.worker`). This is DBOS' count, which takes
 restarts of the whole node for deaths as well: the last resort, not the rule."""
@@ -63,6 +67,7 @@ NO_DESTINATION = "no-destination"
 NO_RESEARCH_DESTINATION = "no-destination-for-research"
 UNREACHABLE = "destination-unreachable"
 REFUSED_BY_DESTINATION = "destination-refused"
+UNDELIVERABLE = "undeliverable"
 SUPERSEDED = "superseded"
 POISON = "poison"
 
@@ -125,6 +130,8 @@ class Casework(DBOSConfiguredInstance):
         self._audit = audit
         self._settling = threading.Lock()
         self._commitments = Commitments(settings, ledger)
+        self._patience = Patience(settings.delivery, ledger)
+        self._pause = PauseSwitch(settings.node.data_dir)
 
     # --- the story ---------------------------------------------------------------------------
 
@@ -138,11 +145,15 @@ class Casework(DBOSConfiguredInstance):
             self._start_delivery(job_id, workflow_id, peer)
 
     @DBOS.workflow(name="delivery")
-    def delivery(self, job_id: str, peer: str) -> None:
-        """A result to one destination; pauses between attempts survive a restart."""
+    def delivery(self, job_id: str, peer: str, attempts: int | None = None) -> None:
+        """A result to one destination: some attempts in a row, or one that was waited for.
+
+        The long pauses are not slept here: whoever sleeps keeps a place of the queue, and four
+        results that a destination will not take would keep it from all others.
+        """
         plan = self._settings.delivery
         answer = self.attempt(job_id, peer)
-        for number in range(plan.attempts - 1):
+        for number in range((attempts or plan.attempts) - 1):
             if answer != AGAIN:
                 break
             DBOS.sleep(plan.first_pause_s * plan.backoff**number)
@@ -226,11 +237,7 @@ class Casework(DBOSConfiguredInstance):
         """The attempts at a peer are over: read from all deliveries where the job stands."""
         # Two deliveries that end together must not overwrite each other's view.
         with self._settling:
-            for one in self._ledger.deliveries(job_id):
-                if one.destination == peer and one.state == ObjectState.TRYING:
-                    self._ledger.record_delivery(
-                        job_id, peer, one.sop_instance_uid, ObjectState.UNREACHABLE
-                    )
+            self._plan_another_attempt(job_id, peer)
             job, result = self._ledger.job(job_id), self._results.read(job_id)
             if job.state in ENDS and job.state not in OPEN_ENDS:
                 return job.state.value
@@ -258,7 +265,8 @@ class Casework(DBOSConfiguredInstance):
         unfinished = self._ledger.jobs(UNFINISHED)
         driven = {_job_of(name) for name in self._engine.active()} if unfinished else set[str]()
         for job in unfinished:
-            if job.job_id in driven:
+            waits = job.state is SeriesState.DELIVERING and self._patience.knows(job.job_id)
+            if waits or job.job_id in driven:
                 continue
             # Read after the workflows: each writes its end into the ledger before it ends.
             states = self._engine.states(job.job_id)
@@ -271,6 +279,8 @@ class Casework(DBOSConfiguredInstance):
 
     def mark_running(self) -> None:
         """Show in the ledger which jobs a worker has taken."""
+        if self._pause.is_on():
+            return  # what a worker took since then waits at its door
         if not self._ledger.jobs(SeriesState.QUEUED, limit=1):
             return
         for workflow_id in self._engine.running(ANALYSIS.name):
@@ -280,26 +290,49 @@ class Casework(DBOSConfiguredInstance):
                     self._ledger.set_state(job.job_id, SeriesState.RUNNING)
 
     def held_for(self) -> Mapping[str, list[str]]:
-        """Peer -> jobs that wait for it to answer again."""
+        """Peer -> jobs that wait for it to answer again, the oldest first."""
         waiting: dict[str, list[str]] = {}
-        for job in self._ledger.jobs(SeriesState.HELD):
-            if job.reason != UNREACHABLE:
-                continue
-            late = {
-                one.destination
-                for one in self._ledger.deliveries(job.job_id)
-                if one.state == ObjectState.UNREACHABLE
-            }
-            for peer in late:
-                waiting.setdefault(peer, []).append(job.job_id)
         not_there = (ObjectState.UNREACHABLE, ObjectState.TRYING)
-        for peer, job_id in self._ledger.undelivered(SeriesState.NOT_ANALYSED, not_there):
+        results = self._ledger.undelivered(SeriesState.HELD, not_there[:1], UNREACHABLE)
+        notes = self._ledger.undelivered(SeriesState.NOT_ANALYSED, not_there)
+        for peer, job_id in results:
+            waiting.setdefault(peer, []).append(job_id)
+        for peer, job_id in notes:
             if self._destination(peer) is not None:
                 waiting.setdefault(peer, []).append(job_id)
         return waiting
 
+    def due_for(self) -> Mapping[str, list[str]]:
+        """Peer -> jobs whose pause is over: held ones, and those that wait for a commitment."""
+        due: dict[str, list[str]] = {}
+        for peer, waiting in self.held_for().items():
+            ready = [job_id for job_id in waiting if self._patience.is_due(job_id, peer)]
+            if ready:
+                due[peer] = ready
+        for job_id, peer in self._patience.due():
+            if job_id in due.get(peer, ()):
+                continue
+            if self._is_open(job_id, peer):
+                due.setdefault(peer, []).append(job_id)
+            else:
+                self._patience.forget(job_id, peer)  # it came to its end meanwhile
+        return due
+
+    def put_off(self, job_id: str, peer: str) -> None:
+        """The peer does not answer at all: count that as an attempt, without making one."""
+        with self._settling:
+            self._plan_another_attempt(job_id, peer)
+            result = self._results.read(job_id)
+            if result is not None and not self._is_void(self._ledger.job(job_id)):
+                self._settle_deliveries(job_id, result)
+
+    def hurry(self, peer: str) -> None:
+        """It answers again: whatever waits for it is due."""
+        self._patience.hurry(peer)
+
     def deliver_again(self, job_id: str, peer: str) -> None:
-        """Another round of attempts for a held delivery; nothing when one is under way."""
+        """Another attempt at a delivery that waited; nothing when one is under way."""
+        self._patience.under_way(job_id, peer)
         workflow_id = self._ledger.job(job_id).workflow_id
         destination = self._destination(peer)
         if destination is None:
@@ -310,7 +343,7 @@ class Casework(DBOSConfiguredInstance):
             return
         self._engine.forget([name])
         self._engine.enqueue(
-            delivery_queue(destination).name, name, ROUTINE, self.delivery, job_id, peer
+            delivery_queue(destination).name, name, REPEATED, self.delivery, job_id, peer, 1
         )
 
     def take_report(self, report: CommitmentReport) -> int:
@@ -415,11 +448,43 @@ class Casework(DBOSConfiguredInstance):
         ended = job.state in ENDS and job.state not in OPEN_ENDS
         return ended or self._ledger.is_superseded(job.job_id)
 
+    def _is_open(self, job_id: str, peer: str) -> bool:
+        """Is an object not there, or not committed to, that somebody still works on?"""
+        job = self._ledger.job(job_id)
+        if job.state not in (SeriesState.DELIVERING, *OPEN_ENDS):
+            return False
+        still = (ObjectState.TRYING, ObjectState.UNREACHABLE, ObjectState.AWAITED)
+        return any(
+            one.destination == peer and one.state in still
+            for one in self._ledger.deliveries(job_id)
+        )
+
+    def _plan_another_attempt(self, job_id: str, peer: str) -> None:
+        """What is not at a peer waits for its next attempt, or is given up."""
+        missing, awaited = [], False
+        for one in self._ledger.deliveries(job_id):
+            if one.destination == peer:
+                awaited |= one.state == ObjectState.AWAITED
+                if one.state in (ObjectState.TRYING, ObjectState.UNREACHABLE):
+                    missing.append(one.sop_instance_uid)
+        if self._destination(peer) is None or not (missing or awaited):
+            self._patience.forget(job_id, peer)
+            return
+        given_up = self._patience.plan(job_id, peer, endless=not missing)
+        state = ObjectState.UNDELIVERABLE if given_up else ObjectState.UNREACHABLE
+        for uid in missing:
+            self._ledger.record_delivery(job_id, peer, uid, state)
+        if given_up:
+            hours = self._settings.delivery.give_up_after_h
+            log.error("delivery.given-up", job=job_id, peer=peer, waited_s=hours * 3600)
+            self._note(AuditEvent.GIVEN_UP, job_id, destination=peer, objects=len(missing))
+
     def _settle_deliveries(self, job_id: str, result: JobOutcome) -> str:
         known = {
             (one.destination, one.sop_instance_uid): one.state
             for one in self._ledger.deliveries(job_id)
         }
+        given_up: list[str] = []
         refused, unreachable, pending = [], [], False
         unconfirmed, listed = [], []
         for destination in self._destinations(result):
@@ -429,6 +494,8 @@ class Casework(DBOSConfiguredInstance):
             }
             if ObjectState.UNREACHABLE in states:
                 unreachable.append(destination.peer)
+            elif ObjectState.UNDELIVERABLE in states:
+                given_up.append(destination.peer)
             elif ObjectState.REFUSED in states:
                 refused.append(destination.peer)
             elif not states <= ARRIVED:
@@ -445,6 +512,10 @@ class Casework(DBOSConfiguredInstance):
         if unreachable:
             explanation = f"tried again once it answers: {', '.join(unreachable)}"
             return self._end(job_id, Outcome.HELD, UNREACHABLE, explanation)
+        if given_up:
+            hours = f"{self._settings.delivery.give_up_after_h:g} hours"
+            explanation = f"given up after {hours} of trying: {', '.join(given_up)}"
+            return self._end(job_id, Outcome.HELD, UNDELIVERABLE, explanation)
         if refused:
             explanation = f"will not take it: {', '.join(refused)}"
             return self._end(job_id, Outcome.HELD, REFUSED_BY_DESTINATION, explanation)

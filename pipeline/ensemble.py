@@ -18,7 +18,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeAlias
 
 import numpy as np
@@ -93,6 +93,8 @@ class Members:
     _network: nn.Module
     _members: tuple[dict[str, Tensor], ...]
     """Weights of each member as they are stored; copied into the one network in turn."""
+    slices_per_batch: int = 0
+    """0: as many as suit the device."""
 
     @classmethod
     def load(
@@ -147,6 +149,10 @@ class Members:
     def settings(self) -> dict[str, JsonValue]:
         """What changes the result beside the pack, as it came out of `auto`."""
         return {"mirroring_axes": list(self.mirroring_axes), "precision": self.precision}
+
+    def slice_by_slice(self) -> Self:
+        """The same members with the least memory: one slice at a time, and as slow."""
+        return replace(self, slices_per_batch=1)
 
     def _take(self, member: Mapping[str, Tensor]) -> None:
         for name, parameter in self._network.named_parameters():
@@ -254,7 +260,7 @@ class Ensemble(Members):
             with running(self.threads):
                 self._take(weights)
                 logits = torch.empty((2, *stack.shape), dtype=torch.float32)
-                step = SLICES_PER_BATCH.get(self.device.type, 1)
+                step = self.slices_per_batch or SLICES_PER_BATCH.get(self.device.type, 1)
                 for first in range(0, len(stack), step):
                     batch = stack[first : first + step, None].to(self.device)
                     logits[:, first : first + len(batch)] = self._mirrored(batch).transpose(0, 1)
@@ -398,3 +404,24 @@ def _spread_out(values: Array, with_brain: npt.NDArray[np.bool_], shape: tuple[i
     out = np.zeros(shape, np.float32)
     out[with_brain] = values
     return out
+
+
+def trouble_of_device(error: BaseException) -> Literal["memory", "gone", ""]:
+    """Does an error mean that the device is out of memory, or that it does not work any more?
+
+    After the second nothing in this process will work on it again: CUDA keeps its first error.
+    """
+    if isinstance(error, torch.OutOfMemoryError):
+        return "memory"
+    if isinstance(error, torch.AcceleratorError):
+        return "gone"
+    # Libraries below torch (cuDNN, cuBLAS) say it in a plain RuntimeError.
+    said = str(error)
+    names = ("CUDA error", "CUDNN_STATUS", "CUBLAS_STATUS", "NVRTC")
+    return "gone" if isinstance(error, RuntimeError) and said.startswith(names) else ""
+
+
+def give_memory_back() -> None:
+    """Hand the device what torch keeps for later: another process, or another size, may need it."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

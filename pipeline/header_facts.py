@@ -245,6 +245,11 @@ def physics_of(series: Series, rules: RuleSet) -> Physics:
     )
 
 
+def field_strength_t(series: Series) -> float | None:
+    """Tesla, as the header says it."""
+    return _positive(series.header, "MagneticFieldStrength")
+
+
 def stated_contrast(series: Series, rules: RuleSet) -> Contrast:
     """Whether the series itself says that contrast medium was given before it.
 

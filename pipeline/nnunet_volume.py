@@ -224,7 +224,8 @@ class VolumeEnsemble(Members):
         ).float()
         total, weights = (torch.zeros(padded.shape[1:], dtype=torch.float32) for _ in range(2))
         # Batches of 3-D tiles would only need more memory.
-        batch = SLICES_PER_BATCH.get(self.device.type, 1) if len(patch) == 2 else 1
+        usual = SLICES_PER_BATCH.get(self.device.type, 1) if len(patch) == 2 else 1
+        batch = self.slices_per_batch or usual
         waiting = _tiles(padded.shape[1:], patch)
         while tiles := list(islice(waiting, batch)):
             images = torch.stack([padded[(slice(None), *tile)] for tile in tiles])

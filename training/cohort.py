@@ -4,8 +4,9 @@ It is told by a manifest (CSV or TOML) or by a folder convention:
 
 - **manifest**: a line (CSV: comma, semicolon or tab) or a `[[case]]` table (TOML) per session with
   `patient`, `image` and `mask`, and where known `session`, `mask_rater2`, `slice_order`,
-  `lesion_free`, `mask_checked`, `scanner`, `field_strength_t`, `sex`, `age`, `phenotype`. Paths
-  start at the folder of the manifest.
+  `lesion_free`, `mask_checked`, `scanner`, `field_strength_t`, `sex`, `age`, `phenotype`; and, for
+  a validation alone, `centre`, `semi_synthetic`, `in_training` and `repeat_of` (the session of the
+  same patient that this one repeats). Paths start at the folder of the manifest.
 - **BIDS**: `sub-*/[ses-*/]anat/*_FLAIR.nii.gz`, masks below `derivatives/` with "lesion" in their
   name, `participants.tsv` and the field strength of the image's JSON where they are there.
 - **plain folders**: `PATIENT/[SESSION/]flair.nii.gz` (or `flair/`, a DICOM series) beside
@@ -85,6 +86,13 @@ class CohortCase:
     sex: Sex | None = None
     age: float | None = None
     phenotype: str = ""
+    centre: str = ""
+    semi_synthetic: bool = False
+    """Lesions painted into a real scan: in no main figure of a validation."""
+    in_training: bool = False
+    """The pack that is validated has seen the patient."""
+    repeat_of: str = ""
+    """Another session of the patient, who was scanned again without a change."""
 
     @property
     def name(self) -> str:
@@ -143,6 +151,10 @@ class _Line(BaseModel):
     sex: _Perhaps[Sex] = None
     age: _Perhaps[Annotated[float, Field(ge=0, le=120)]] = None
     phenotype: str = ""
+    centre: str = ""
+    semi_synthetic: _Perhaps[bool] = None
+    in_training: _Perhaps[bool] = None
+    repeat_of: Annotated[str, Field(pattern=f"^({PSEUDONYM.pattern})?$")] = ""
 
     def case(self, folder: Path) -> CohortCase:
         """The case, with its paths from the folder of the manifest."""
@@ -164,6 +176,10 @@ class _Line(BaseModel):
             self.sex,
             self.age,
             self.phenotype,
+            self.centre,
+            bool(self.semi_synthetic),
+            bool(self.in_training),
+            self.repeat_of,
         )
 
 
@@ -241,6 +257,10 @@ def _together(one: CohortCase, other: CohortCase) -> CohortCase:
         one.sex,
         one.age,
         one.phenotype,
+        one.centre,
+        one.semi_synthetic or other.semi_synthetic,
+        one.in_training or other.in_training,
+        one.repeat_of,
     )
 
 

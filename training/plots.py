@@ -17,6 +17,9 @@ ROW_HEIGHT: Final = 24.0
 NAME_WIDTH: Final = 210.0
 NUMBER_WIDTH: Final = 150.0
 KEY_WIDTH: Final = 112.0
+LOSS_KEY_WIDTH: Final = 160.0
+MONTHS_NAMED: Final = 8
+GOLDEN: Final = 0.618034  # steps of it fill a stretch evenly, however many there are
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +78,21 @@ def sweep_plot(curves: Sequence[Curve], chosen: float, says: str) -> Drawing:
     for curve in curves:
         shapes += [Line(points, curve.role, 2) for points in _pieces(curve, x, y)]
     shapes += _key(curves, x, y)
+    return Drawing(WIDTH, HEIGHT, tuple(shapes), says)
+
+
+def loss_plot(curves: Sequence[Curve], says: str) -> Drawing:
+    """Losses against epochs; a curve of one epoch is a dot."""
+    found = [value for curve in curves for _, value in curve.values if value is not None]
+    epochs = [epoch for curve in curves for epoch, _ in curve.values]
+    x, y = _frame((min(epochs), max(max(epochs), min(epochs) + 1)), nice_range(found))
+    y = Axis(y.low, y.high, y.start, TOP + 26)
+    shapes = [*_axes(x, y, "epoch", "loss")]
+    for curve in curves:
+        pieces = list(_pieces(curve, x, y))
+        shapes += [Line(points, curve.role, 1.6) for points in pieces if len(points) > 1]
+        shapes += [Dot(*points[0], curve.role, 2.6) for points in pieces if len(points) == 1]
+    shapes += _key(curves, x, y, LOSS_KEY_WIDTH)
     return Drawing(WIDTH, HEIGHT, tuple(shapes), says)
 
 
@@ -148,6 +166,47 @@ class Interval:
     role: Role = "one"
     mark: float | None = None
     """A threshold on the same scale."""
+
+
+def month_plot(
+    months: Sequence[tuple[str, Sequence[float]]],
+    limits: tuple[float, float],
+    middle: float | None,
+    label: str,
+) -> Drawing:
+    """The values of each month, a dot each, over a range that they are held against.
+
+    Args:
+        months: Name and values, in order.
+        limits: Of the range.
+        middle: Its median.
+        label: Of the upright axis.
+    """
+    found = [value for _, values in months for value in values]
+    x, _ = _frame((0, len(months)), (0, 1))
+    low, high = nice_range([*found, *limits])
+    if min(*found, *limits) >= 0:
+        low = max(0.0, low)  # nothing that is counted or measured here is below
+    y = Axis(low, high, HEIGHT - BOTTOM, TOP)
+    shapes: list[Shape] = []
+    for tick in y.ticks:
+        shapes.append(Line(((x.start, y.at(tick)), (x.end, y.at(tick))), "grid"))
+        shapes.append(Words(x.start - 8, y.at(tick) + 3.5, f"{tick:g}", "end"))
+    shapes.append(Line(((x.start, y.start), (x.end, y.start)), "axis"))
+    shapes.append(Words(14, (y.start + y.end) / 2, label, "middle", size=11, turned=True))
+    for value, dashed in ((limits[0], True), (limits[1], True), (middle, False)):
+        if value is not None:
+            ends = ((x.start, y.at(value)), (x.end, y.at(value)))
+            shapes.append(Line(ends, "two", 1.3, dashed=dashed))
+    every = ceil(len(months) / MONTHS_NAMED)
+    for index, (name, values) in enumerate(months):
+        if index % every == 0:
+            shapes.append(Words(x.at(index + 0.5), y.start + 17, name, "middle"))
+        for place, value in enumerate(values):
+            # Side by side in a fixed order, so that equal values are all seen.
+            across = index + 0.5 + 0.7 * ((place * GOLDEN) % 1 - 0.5)
+            shapes.append(Dot(x.at(across), y.at(value), "one", 2.6, f"{name}: {value:.3g}"))
+    return Drawing(WIDTH, HEIGHT, tuple(shapes), f"{label} by month, and the validated range")
 
 
 def interval_plot(
@@ -225,9 +284,9 @@ def _pieces(curve: Curve, x: Axis, y: Axis) -> Iterator[tuple[tuple[float, float
             piece = []
 
 
-def _key(curves: Sequence[Curve], x: Axis, y: Axis) -> Iterator[Shape]:
+def _key(curves: Sequence[Curve], x: Axis, y: Axis, width: float = KEY_WIDTH) -> Iterator[Shape]:
     """The names of the lines beside each other, above them."""
     for index, curve in enumerate(curves):
-        start = x.start + index * KEY_WIDTH
+        start = x.start + index * width
         yield Line(((start, y.end - 16), (start + 18, y.end - 16)), curve.role, 2)
         yield Words(start + 24, y.end - 12, curve.name, role="ink", size=11)

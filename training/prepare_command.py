@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from training.masks import MaskRules
     from training.prepare import Row
 
 DEFAULT_SEED = 20250101  # any number: what matters is that it is written down
@@ -38,7 +39,14 @@ def register_prepare(subparsers: Any) -> None:  # noqa: ANN401  # argparse names
     prepare.add_argument(
         "--go-on", action="store_true", help="exclude refused cases and go on with the rest"
     )
-    prepare.add_argument(
+    add_mask_rules(prepare)
+    prepare.add_argument("--json", action="store_true", help="print the report as one JSON object")
+    prepare.set_defaults(run=run_prepare)
+
+
+def add_mask_rules(parser: argparse.ArgumentParser) -> None:
+    """What a person says about the masks of a whole cohort."""
+    parser.add_argument(
         "--slice-order",
         choices=(
             "foot-to-head",
@@ -49,32 +57,37 @@ def register_prepare(subparsers: Any) -> None:  # noqa: ANN401  # argparse names
         help="which picture lies on which slice, where masks are folders of pictures and the "
         "manifest does not say it; in the order of file names, or by the last number in the name",
     )
-    prepare.add_argument(
+    parser.add_argument(
         "--merge-labels",
         action="store_true",
         help="a mask with several labels (active, inactive) is one mask; else it is refused",
     )
-    prepare.add_argument(
+    parser.add_argument(
         "--allow-empty",
         action="store_true",
         help="an empty mask means no lesion; else it is refused where the manifest does not say "
         "lesion_free",
     )
-    prepare.add_argument("--json", action="store_true", help="print the report as one JSON object")
-    prepare.set_defaults(run=run_prepare)
+
+
+def mask_rules(arguments: argparse.Namespace) -> MaskRules:
+    """What was said of the masks."""
+    from training.cohort import SliceOrder
+    from training.masks import LabelMaps, MaskRules
+
+    return MaskRules(
+        None if arguments.slice_order is None else SliceOrder(arguments.slice_order),
+        LabelMaps.MERGED if arguments.merge_labels else LabelMaps.REFUSED,
+    )
 
 
 def run_prepare(arguments: argparse.Namespace) -> int:
     """Prepare, report, and say with the exit status whether there are splits."""
-    from training.cohort import SliceOrder, read_cohort
-    from training.masks import LabelMaps, MaskRules
+    from training.cohort import read_cohort
     from training.prepare import EmptyMasks, Refusals, Rules, in_words, prepare
 
     rules = Rules(
-        MaskRules(
-            None if arguments.slice_order is None else SliceOrder(arguments.slice_order),
-            LabelMaps.MERGED if arguments.merge_labels else LabelMaps.REFUSED,
-        ),
+        mask_rules(arguments),
         EmptyMasks.NEGATIVE if arguments.allow_empty else EmptyMasks.REFUSED,
     )
     report = prepare(

@@ -31,12 +31,14 @@ from training import (
     report_figures,
     report_groups,
     report_opening,
+    report_training,
 )
 from training.cohort_figures import MEASURES, Cohorts, Draws, figures, split
 from training.content import Cell, Column, Document, Section, Table, Words
 from training.report_words import plural
 from training.statistics import DRAWS
 from training.summary import summarise
+from training.training_log import FoldLog
 from training.validate import MEASURES_REVISION, PICTURES, ROWS, RUN, write_whole
 
 Row = dict[str, Any]
@@ -75,6 +77,8 @@ class Run:
     """Rows of cases that the last run was not asked for."""
     sha256: Mapping[str, str] = field(default_factory=dict)
     """Of each row's file."""
+    cohort: Mapping[str, JsonValue] = field(default_factory=dict)
+    """Where its cases came from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +104,7 @@ def read_run(folder: Path, on_row: RowTables | None = None) -> Run:
         OtherRevisionError: A row of another revision of the measures.
     """
     paths = sorted((folder / ROWS).glob("*.json"))
-    asked, seed = _asked(folder / RUN)
+    asked, seed, cohort = _asked(folder / RUN)
     left_over = tuple(path.stem for path in paths if asked is not None and path.stem not in asked)
     rows, digests = [], {}
     for path in paths:
@@ -125,16 +129,17 @@ def read_run(folder: Path, on_row: RowTables | None = None) -> Run:
         tuple(name for name in asked or () if name not in measured),
         left_over,
         digests,
+        cohort,
     )
 
 
-def _asked(path: Path) -> tuple[list[str] | None, int]:
-    """The cases of the last run and its seed; None where the run did not write them."""
+def _asked(path: Path) -> tuple[list[str] | None, int, dict[str, JsonValue]]:
+    """Cases, seed and cohort of the last run; no cases where the run did not write them."""
     if not path.is_file():
-        return None, DEFAULT_SEED
+        return None, DEFAULT_SEED, {}
     try:
         run = json.loads(path.read_text(encoding="utf-8"))
-        return [str(name) for name in run["cases"]], int(run["seed"])
+        return [str(name) for name in run["cases"]], int(run["seed"]), dict(run.get("cohort", {}))
     except (ValueError, KeyError, TypeError) as error:
         raise UnreadableError(f"{path} is not what `flairnode validate run` wrote") from error
 
@@ -161,6 +166,7 @@ def build(
     *,
     declaration: tuple[acceptance.Declaration, str] | None = None,
     baseline: Run | None = None,
+    folds: Sequence[FoldLog] = (),
     draws: int = DRAWS,
 ) -> Report:
     """Everything a report says of a run.
@@ -169,6 +175,7 @@ def build(
         run: From `read_run`.
         declaration: From `acceptance.read_declaration`.
         baseline: Another run, on the same cases.
+        folds: How the pack was trained, from `training_log.read_training`.
         draws: Of each bootstrap.
     """
     by = Draws(run.seed, draws)
@@ -190,6 +197,8 @@ def build(
             main, cohorts.in_training, cohorts.semi_synthetic, run.unmeasured, run.left_over
         )
     )
+    if doubled := report_opening.given_twice(run.rows):
+        sections.append(doubled)
     if main:
         sections += _of_main(main, summary, by)
         if baseline is not None:
@@ -198,6 +207,8 @@ def build(
             )
             sections.append(section)
         sections.append(report_cases.overlays(main, run.folder / PICTURES))
+    if folds:
+        sections.append(report_training.training(folds))
     sections += _asides(cohorts, by)
     sections.append(report_cases.every_case(run.rows, run.folder / PICTURES))
     made = _made(run, by, declaration[1] if declaration else None, baseline)
@@ -226,6 +237,7 @@ def build(
         },
         "summary_of_main_cohort": summary,
         "comparison": list(compared),
+        "training": list(report_training.as_json(folds)),
     }
     return Report(document, content, verdict, cohorts)
 
@@ -292,6 +304,7 @@ def _made(
     return {
         "report_by": {"flairnode": version("flairnode")},
         "measures_revision": MEASURES_REVISION,
+        "cohort": dict(run.cohort),
         "models": distinct("model"),
         "software": distinct("software"),
         "nsd_tolerance_mm": distinct("nsd_tolerance_mm"),
@@ -313,6 +326,7 @@ def _how_it_was_made(made: Mapping[str, Any]) -> Section:
     lines = [
         ("report by", f"flairnode {made['report_by']['flairnode']}"),
         ("measures, revision", made["measures_revision"]),
+        *(("cases", _pairs(made["cohort"])) for _ in range(bool(made["cohort"]))),
         *(("software", _pairs(one)) for one in made["software"]),
         *(
             (
@@ -353,10 +367,13 @@ def _how_it_was_made(made: Mapping[str, Any]) -> Section:
 
 
 def _pairs(some: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {_brief(value)}" for name, value in some.items())
+    told = (f"{name.replace('_', ' ')} {_brief(value)}" for name, value in some.items())
+    return ", ".join(told)
 
 
 def _brief(value: Any) -> str:  # noqa: ANN401  # JSON
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, list):
         return " ".join(str(one) for one in value) or "none"
     return str(value)
@@ -433,7 +450,7 @@ def write(folder: Path, output: Path, **asked: Any) -> Report:  # noqa: ANN401  
     Args:
         folder: Of the run.
         output: Where the report goes.
-        **asked: `declaration`, `baseline`, `draws` of `build`.
+        **asked: `declaration`, `baseline`, `folds`, `draws` of `build`.
     """
     from training.report_html import to_html
     from training.report_print import to_pdf

@@ -381,7 +381,7 @@ def volume(rows: Sequence[Row], summary: Summary) -> Section:
                 ),
             ),
             "Intervals take cases for independent: with several cases of a patient they are too "
-            "narrow.",
+            "narrow, and with fewer than 40 cases so are those of the limits of agreement.",
         )
     )
     return Section("Volume", tuple(blocks))

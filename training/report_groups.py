@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from training.cohort_figures import (
     BRIEF,
+    FEWEST_FOR_LOAD,
     MAIN,
     MEASURES,
     Draws,
@@ -106,6 +107,11 @@ def of_subgroups(rows: Sequence[Row], by: Draws) -> Section:
                     if name not in found
                 )
                 or "nothing"
+            )
+            + (
+                ""
+                if "lesion load" in found
+                else f". Thirds by lesion load need {FEWEST_FOR_LOAD} cases with lesions"
             )
             + ". Many small groups are looked at: some differ by chance."
         )

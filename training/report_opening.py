@@ -157,7 +157,8 @@ def what_it_can_show(
     if trained:
         said.append(
             Words(
-                f"{_every(len(main))} in the training of the pack (patients.csv, in_training). "
+                f"{_every(len(main))} in the training of the pack (in_training, as patients.csv "
+                "or the cohort says). "
                 "The figures "
                 "show that the software runs and what it learned. They say nothing about how it "
                 "does on a patient it has not seen, which will be worse.",
@@ -193,8 +194,9 @@ def what_it_can_show(
     if done and not any(one["positive"] for row in done for one in row["slices"]):
         said.append(
             Words(
-                "No case has a lesion in its reference: overlap and sensitivity are not defined. "
-                "What can be read are false lesions, false volume and specificity.",
+                "No case has a lesion in its reference: sensitivity is not defined, and a Dice of "
+                "0 says only that something was marked. What can be read are false lesions, false "
+                "volume and specificity.",
                 "caution",
             )
         )
@@ -219,6 +221,36 @@ def what_it_can_show(
         )
     )
     return Section("What this report can show, and what it cannot", tuple(said))
+
+
+def given_twice(rows: Sequence[Row]) -> Section | None:
+    """One image in several cases; None where there is no such image."""
+    cases: dict[str, list[Row]] = {}
+    for row in rows:
+        image = row.get("image_digest") or row["sha256"].get("flair.nii.gz")
+        if image:
+            cases.setdefault(str(image), []).append(row)
+    said: list[Words] = []
+    for same in cases.values():
+        names = " and ".join(str(row["case"]) for row in same)
+        patients = sorted({str(row["patient"]) for row in same})
+        if len(patients) > 1:
+            said.append(
+                Words(
+                    f"{names} have one image: one person under the names {' and '.join(patients)}. "
+                    "Every figure counts this person as several, and every interval is too "
+                    "narrow. Mend the list of patients and run again.",
+                    "bad",
+                )
+            )
+        elif len(same) > 1:
+            said.append(
+                Words(
+                    f"{names} have one image: it is counted {len(same)} times in every mean.",
+                    "caution",
+                )
+            )
+    return Section("The same image twice", tuple(said)) if said else None
 
 
 def _every(count: int) -> str:

@@ -95,6 +95,8 @@ def _story(document: Document) -> Iterator[Flowable]:
         if section.printed:
             yield from _section(section)
     left_out = [section.title for section in document.sections if not section.printed]
+    if not left_out:
+        return
     yield Spacer(1, 4 * mm)
     yield Paragraph(
         escape(f"On the page (report.html) alone: {'; '.join(left_out)}."), _style(8, colour=SOFT)

@@ -63,7 +63,8 @@ def wilson(share: float, n: int, confidence: float = CONFIDENCE) -> tuple[float,
     (`training/paper.py`).
 
     Source:
-        Wilson 1927, J Am Stat Assoc 22:209; Brown, Cai, DasGupta 2001, Stat Sci 16:101, eq. 4.
+        Wilson 1927, J Am Stat Assoc 22:209; Brown, Cai, DasGupta 2001, Stat Sci 16:101. The tests
+        compare it with `scipy.stats.binomtest(...).proportion_ci(method="wilson")`.
     """
     z = _z(confidence)
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
@@ -78,7 +79,7 @@ def agresti_coull(share: float, n: int, confidence: float = CONFIDENCE) -> tuple
     """Agresti and Coull's interval: Wald's, after z^2 more trials of which half succeed.
 
     Source:
-        Agresti, Coull 1998, Am Stat 52:119; Brown, Cai, DasGupta 2001, eq. 5.
+        Agresti, Coull 1998, Am Stat 52:119; Brown, Cai, DasGupta 2001, Stat Sci 16:101.
     """
     z = _z(confidence)
     trials = n + z * z
@@ -180,8 +181,9 @@ def cluster_bootstrap(
         confidence: Of the intervals.
 
     Source:
-        Efron, Tibshirani 1993, An Introduction to the Bootstrap, 14.3 (BCa, with the jackknife
-        over patients); Field, Welsh 2007, J R Stat Soc B 69:369 (whole clusters).
+        Efron, Tibshirani 1993, An Introduction to the Bootstrap (BCa, with the jackknife over
+        patients; what `scipy.stats.bootstrap` cites); Field, Welsh 2007, J R Stat Soc B 69:369
+        (whole clusters).
     """
     names = sorted(clusters)
     rows = [clusters[name] for name in names]
@@ -358,7 +360,8 @@ def bland_altman(
 
     Source:
         Bland, Altman 1999, Stat Methods Med Res 8:135: variance of the bias s2/n, of a limit
-        (1/n + 1.96^2 / (2 (n - 1))) s2, Student's t with n - 1.
+        (1/n + 1.96^2 / (2 (n - 1))) s2, Student's t with n - 1. Carkeet, Goh 2018, Stat Methods
+        Med Res 27:1559: below 40 pairs the outer side of a limit's interval is too near.
     """
     difference = np.asarray(prediction, float) - np.asarray(reference, float)
     n = len(difference)
@@ -407,8 +410,8 @@ def icc(ratings: Sequence[Sequence[float]], confidence: float = CONFIDENCE) -> I
         confidence: Of the intervals.
 
     Source:
-        Shrout, Fleiss 1979, Psychol Bull 86:420 (table 4; the interval of ICC(2,1) is
-        Satterthwaite's, p. 424).
+        Shrout, Fleiss 1979, Psychol Bull 86:420; the interval of ICC(2,1) by Satterthwaite's
+        degrees of freedom. The tests hold the worked example of that paper.
     """
     table = np.asarray(ratings, float)
     subjects, raters = table.shape if table.ndim == 2 else (len(table), 0)

@@ -326,9 +326,11 @@ def in_words(summary: Mapping[str, Any]) -> str:
     for name, count in summary.get("left_out", {}).items():
         if count:
             lines.append(f"Left out of these figures: {count} {name.replace('_', ' ')}.")
+    alone = cases["patients"] == 1
     if cases["patients"] < FEW_PATIENTS:
         lines.append(
-            f"Intervals from {cases['patients']} patients are too narrow: too few to draw from."
+            f"Intervals from {cases['patients']} {'patient' if alone else 'patients'} are too "
+            "narrow: too few to draw from."
         )
     return "\n".join(lines)
 

@@ -1,9 +1,9 @@
-"""`flairnode validate run`: every case of a folder measured against its reference.
+"""`flairnode validate run`: every case of a cohort measured against its reference.
 
 A row per case, whatever becomes of it: measured, refused with the reason the node would give, or
 failed. A row is a JSON file that is whole or not there, so a run that was stopped goes on where it
 was; a row is kept for as long as the files of its case, the model and the measures stay the same.
-What failed is tried again.
+What failed is tried again. Cases come from a cohort (`training.validate_cohort`) or from a folder:
 
     CASES/patients.csv              case,patient: for patients with several cases (optional)
     CASES/CASE/reference.nii.gz     the expert's mask
@@ -20,11 +20,10 @@ no), `repeat_of` (another case, of the same patient scanned again).
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -35,36 +34,34 @@ from typing import Any, Protocol
 import numpy as np
 from pydantic import JsonValue
 
-from dicom.errors import EmptyInputError, Outcome, SeriesError, StudyError, UnreadableError
-from dicom.volume import Grid, read_nifti
-from pipeline.brain import BrainMask, supplied_mask
-from pipeline.flow import Segmenter, analyse
+from dicom.errors import EmptyInputError, Outcome, SeriesError, StudyError
+from dicom.volume import Grid
+from pipeline.brain import strip_skull
+from pipeline.brain_tools import Extract
+from pipeline.flow import Analysis, Segmenter, analyse
 from pipeline.model_pack import Manifest
+from training.case_inputs import FLAIR as FLAIR  # what a folder of cases is made of
+from training.case_inputs import PREDICTION as PREDICTION
+from training.case_inputs import REFERENCE as REFERENCE
+from training.case_inputs import Files, Image, NiftiFiles, NotSelectedError
 from training.case_pictures import draw_pictures
 from training.case_rows import calibration_sums, disagreement_sums, lesion_rows, slice_rows
-from training.metrics import compare, read_mask, refuse_other_grid
+from training.metrics import compare, refuse_other_grid
 from training.voxel_metrics import NSD_TOLERANCE_MM, Mask
 
 MEASURES_REVISION = "2"
 """Raised when a measure changes: rows of another revision are measured again."""
 
-REFERENCE, PREDICTION, FLAIR, BRAIN, SECOND = (
-    f"{name}.nii.gz" for name in ("reference", "prediction", "flair", "brain", "second")
-)
 PATIENTS = "patients.csv"
 ROWS, PICTURES, RUN, SUMMARY = "cases", "pictures", "run.json", "summary.json"
 """Of the output: a file per case, its pictures, which cases were asked for, the figures."""
 YES_OR_NO = ("semi_synthetic", "in_training")
+PROCESS_ENDED = "process-ended"
+"""Reason of a case whose process was killed."""
 COMPUTED_WITH = ("flairnode", "numpy", "scipy", "torch")
 
 Row = dict[str, Any]
 """What a case's JSON file holds."""
-
-
-class MissingFileError(UnreadableError):
-    """A case lacks a file that the run needs."""
-
-    reason = "missing-file"
 
 
 class PatientListError(SeriesError):
@@ -83,13 +80,13 @@ class QualityError(StudyError):
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One folder."""
+    """One examination with its reference."""
 
     name: str
     patient: str
-    folder: Path
+    files: Files
     about: Mapping[str, str] = field(default_factory=dict)
-    """Further columns of `patients.csv` that are filled in."""
+    """What is known of it: columns of `patients.csv`, or of the cohort, that are filled in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +97,8 @@ class Model:
     manifest: Manifest
     identity: Mapping[str, JsonValue]
     """Name, version, digest and result-changing settings; another identity, another row."""
+    extract: Extract = strip_skull
+    """The skull strip of the site."""
 
 
 class OnRow(Protocol):
@@ -127,7 +126,7 @@ def read_cases(folder: Path) -> tuple[Case, ...]:
         Case(
             path.name,
             lines[path.name]["patient"],
-            path,
+            NiftiFiles(path.name, path),
             {
                 column: value
                 for column, value in lines[path.name].items()
@@ -139,40 +138,78 @@ def read_cases(folder: Path) -> tuple[Case, ...]:
 
 
 def run(
-    cases: tuple[Case, ...],
+    cases: Iterable[Case],
     output: Path,
     model: Model | None = None,
     *,
     nsd_tolerance_mm: float = NSD_TOLERANCE_MM,
     on_row: OnRow | None = None,
 ) -> tuple[Row, ...]:
-    """Measure every case that has no row yet; the rows of all.
+    """Measure every case that has no row yet; the rows of all, without their lesions.
 
     Args:
-        cases: From `read_cases`.
+        cases: From `read_cases` or `training.validate_cohort`.
         output: Rows go to `cases/NAME.json` below it, pictures to `pictures`.
-        model: Segments every `flair.nii.gz`; None: every `prediction.nii.gz` is read.
+        model: Segments every image; None: every `prediction.nii.gz` is read.
         nsd_tolerance_mm: Of the normalised surface distance.
         on_row: Told of each case.
     """
     (output / ROWS).mkdir(parents=True, exist_ok=True)
     rows = []
     for case in cases:
-        path = output / ROWS / f"{case.name}.json"
-        measured_with = _measured_with(case, model, nsd_tolerance_mm)
-        row = _kept_row(path, measured_with)
-        kept = row is not None
-        if row is None:
-            row = measured_with | measure_case(
-                case, model, nsd_tolerance_mm, pictures=output / PICTURES
-            )
-        if not kept or row.get("about") != dict(case.about):
-            row["about"] = dict(case.about)  # says who was measured, and changes no measure
-            write_whole(path, row)
+        row, kept = settle_case(case, output, model, nsd_tolerance_mm)
         if on_row is not None:
             on_row(row, kept=kept)
-        rows.append(row)
+        rows.append(slim(row))
     return tuple(rows)
+
+
+def settle_case(
+    case: Case, output: Path, model: Model | None, nsd_tolerance_mm: float
+) -> tuple[Row, bool]:
+    """The row of one case, written; and whether it is from an earlier run."""
+    path = row_path(output, case)
+    measured_with = _measured_with(case, model, nsd_tolerance_mm)
+    row = _kept_row(path, measured_with)
+    kept = row is not None
+    if row is None:
+        row = measured_with | measure_case(
+            case, model, nsd_tolerance_mm, pictures=output / PICTURES
+        )
+    about = _told_by_header(row) | dict(case.about)
+    if not kept or row.get("about") != about:
+        row["about"] = about  # says who was measured, and changes no measure
+        write_whole(path, row)
+    return row, kept
+
+
+def write_lost(case: Case, output: Path, explanation: str) -> Row:
+    """The row of a case whose process was ended from outside; a later run tries it again."""
+    row = {
+        "case": case.name,
+        "patient": case.patient,
+        "measures_revision": MEASURES_REVISION,
+        "nsd_tolerance_mm": None,
+        "model": None,
+        "sha256": {},
+        **_nothing_measured(),
+        **_end(Outcome.FAILED, PROCESS_ENDED, explanation),
+        "seconds": 0.0,
+        "peak_memory_mib": None,
+        "about": dict(case.about),
+    }
+    write_whole(row_path(output, case), row)
+    return row
+
+
+def row_path(output: Path, case: Case) -> Path:
+    """Where the row of a case lies."""
+    return output / ROWS / f"{case.name}.json"
+
+
+def slim(row: Row) -> Row:
+    """A row as it is held in memory: its lesions, which only the tables need, stay in its file."""
+    return {name: value for name, value in row.items() if name != "lesions"}
 
 
 def measure_case(
@@ -184,14 +221,31 @@ def measure_case(
     """What became of one case. Nothing that goes wrong in a case stops the others.
 
     Args:
-        case: From `read_cases`.
+        case: Of `run`.
         model: Segments the image; None: the prediction is read.
         nsd_tolerance_mm: Of the normalised surface distance.
         pictures: Folder for pictures of it; None: no pictures.
     """
     started = time.perf_counter()
     peak_is_of_case = _forget_peak()
-    row: Row = {
+    row = _nothing_measured()
+    try:
+        _measure(case, model, nsd_tolerance_mm, row, pictures)
+    except QualityError as error:
+        row |= _end(Outcome.NOT_ANALYSED, error.code, str(error))
+    except NotSelectedError as error:
+        row |= _end(error.end, error.code, str(error))
+    except StudyError as error:
+        row |= _end(error.outcome, error.reason, str(error))
+    except Exception as error:  # noqa: BLE001  # a fault of ours in one case is a row, not the end
+        row |= _end(Outcome.FAILED, "internal-error", f"{type(error).__name__}: {error}")
+    row["seconds"] = round(time.perf_counter() - started, 3)
+    row["peak_memory_mib"] = _peak_mib() if peak_is_of_case else None
+    return row
+
+
+def _nothing_measured() -> Row:
+    return {
         "outcome": Outcome.ANALYSED.value,
         "reason": "",
         "explanation": "",
@@ -202,22 +256,14 @@ def measure_case(
         "calibration": None,
         "disagreement": None,
         "quality": None,
+        "findings": None,
+        "acquisition": None,
+        "image_digest": None,
         "timing_s": None,
         "pictures": [],
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "software": software(),
     }
-    try:
-        _measure(case, model, nsd_tolerance_mm, row, pictures)
-    except QualityError as error:
-        row |= _end(Outcome.NOT_ANALYSED, error.code, str(error))
-    except StudyError as error:
-        row |= _end(error.outcome, error.reason, str(error))
-    except Exception as error:  # noqa: BLE001  # a fault of ours in one case is a row, not the end
-        row |= _end(Outcome.FAILED, "internal-error", f"{type(error).__name__}: {error}")
-    row["seconds"] = round(time.perf_counter() - started, 3)
-    row["peak_memory_mib"] = _peak_mib() if peak_is_of_case else None
-    return row
 
 
 def software() -> dict[str, str]:
@@ -238,13 +284,16 @@ def write_whole(path: Path, content: JsonValue | Row) -> None:
 def _measure(
     case: Case, model: Model | None, nsd_tolerance_mm: float, row: Row, pictures: Path | None
 ) -> None:
-    reference, grid = read_mask(_there(case, REFERENCE))
-    second = _second_reader(case, grid)
-    if model is None:
-        prediction, other = read_mask(_there(case, PREDICTION))
-        refuse_other_grid(grid, other)
+    files = case.files
+    image = _read_image(files, row) if model is not None or files.needs_image else None
+    masks = files.masks(image)
+    reference, grid = masks.reference, masks.grid
+    brain = None
+    if model is None or image is None:
+        prediction = files.prediction(grid)
     else:
-        prediction = _segmented(case, model, reference, grid, row)
+        analysis = _segmented(image, model, reference, row)
+        prediction, brain = np.asarray(analysis.lesions.labels > 0), analysis.brain.mask
     row |= {
         "spacing_mm": [round(step, 4) for step in grid.spacing_mm],
         "metrics": compare(
@@ -253,56 +302,76 @@ def _measure(
         "slices": slice_rows(reference, prediction, grid.spacing_mm),
         "lesions": lesion_rows(reference, prediction, grid.spacing_mm),
     }
-    if second is not None:
+    if masks.second is not None:
         row["second_reader"] = {
-            "against_reference": compare(reference, second, grid).as_json(),
-            "against_prediction": compare(second, prediction, grid).as_json(),
+            "against_reference": compare(reference, masks.second, grid).as_json(),
+            "against_prediction": compare(masks.second, prediction, grid).as_json(),
         }
-    if pictures is not None and (case.folder / FLAIR).is_file():
-        row["pictures"] = _drawn(case, pictures, grid, (reference, prediction), row)
+    if pictures is not None and files.has_image:
+        row["pictures"] = _drawn(case, pictures, grid, image, brain, (reference, prediction), row)
 
 
-def _second_reader(case: Case, grid: Grid) -> Mask | None:
-    path = case.folder / SECOND
-    if not path.is_file():
-        return None
-    mask, other = read_mask(path)
-    refuse_other_grid(grid, other)
-    return mask
+def _read_image(files: Files, row: Row) -> Image:
+    image = files.image()
+    row["acquisition"] = dict(image.acquisition)
+    row["image_digest"] = image.volume.pixel_digest
+    return image
 
 
-def _segmented(case: Case, model: Model, reference: Mask, grid: Grid, row: Row) -> Mask:
+def _segmented(image: Image, model: Model, reference: Mask, row: Row) -> Analysis:
     """Lesions as the node would send them."""
-    volume = read_nifti(_there(case, FLAIR))
-    refuse_other_grid(grid, volume.grid)
-    analysis = analyse(volume, model.segmenter, model.manifest, brain=_brain(case, volume.grid))
+    analysis = analyse(
+        image.volume,
+        model.segmenter,
+        model.manifest,
+        brain=image.brain,
+        extract=model.extract,
+        flags=image.flags,
+    )
     row["quality"] = analysis.quality.as_json()
     row["timing_s"] = dict(analysis.timing_s)
+    row["findings"] = {
+        "lesion_count": len(analysis.findings.lesions),
+        "total_volume_ml": analysis.findings.total_volume_ml,
+    }
     if analysis.quality.verdict == "fail":
         flag = next(flag for flag in analysis.quality.flags if flag.severity == "fail")
         raise QualityError(flag.code, flag.message)
     row["calibration"] = calibration_sums(analysis, reference)
     row["disagreement"] = disagreement_sums(analysis, reference)
-    return np.asarray(analysis.lesions.labels > 0)
+    return analysis
 
 
-def _brain(case: Case, grid: Grid) -> BrainMask | None:
-    path = case.folder / BRAIN
-    return supplied_mask(read_nifti(path), grid) if path.is_file() else None
-
-
-def _drawn(case: Case, folder: Path, grid: Grid, masks: tuple[Mask, Mask], row: Row) -> JsonValue:
+def _drawn(
+    case: Case,
+    folder: Path,
+    grid: Grid,
+    image: Image | None,
+    brain: Mask | None,
+    masks: tuple[Mask, Mask],
+    row: Row,
+) -> JsonValue:
     """Pictures are no measure: an image that cannot be drawn costs the pictures alone."""
     try:
-        volume = read_nifti(case.folder / FLAIR)
-        refuse_other_grid(grid, volume.grid)
-        brain = _brain(case, grid)
-        return draw_pictures(
-            folder, case.name, volume, None if brain is None else brain.mask, masks
-        )
+        if image is None:
+            image = _read_image(case.files, row)
+            refuse_other_grid(grid, image.volume.grid)
+        if brain is None and image.brain is not None:
+            brain = image.brain.mask
+        return draw_pictures(folder, case.name, image.volume, brain, masks)
     except StudyError as error:
         row["explanation"] = f"no pictures: {error}"
         return []
+
+
+def _told_by_header(row: Row) -> dict[str, str]:
+    """Scanner and field strength, where the cohort does not say them."""
+    told = row.get("acquisition") or {}
+    return {
+        name: f"{told[name]:g}" if isinstance(told[name], float) else str(told[name])
+        for name in ("scanner", "field_strength_t")
+        if told.get(name)
+    }
 
 
 def _forget_peak() -> bool:
@@ -323,14 +392,14 @@ def _peak_mib() -> float | None:
 
 def _measured_with(case: Case, model: Model | None, nsd_tolerance_mm: float) -> Row:
     """What a row rests on: when it changes, the case is measured again."""
-    names = [REFERENCE, *([PREDICTION] if model is None else []), FLAIR, BRAIN, SECOND]
     return {
         "case": case.name,
         "patient": case.patient,
         "measures_revision": MEASURES_REVISION,
         "nsd_tolerance_mm": nsd_tolerance_mm,
         "model": None if model is None else dict(model.identity),
-        "sha256": {name: _digest(case.folder / name) for name in names},
+        "read_as": case.files.read_as,
+        "sha256": case.files.digests(segmented=model is not None),
     }
 
 
@@ -386,20 +455,6 @@ def _check_line(path: Path, name: str, lines: Mapping[str, Mapping[str, str]]) -
         raise PatientListError(
             f"{path}: {name} repeats {first!r}, which is no other case of the same patient"
         )
-
-
-def _there(case: Case, name: str) -> Path:
-    path = case.folder / name
-    if not path.is_file():
-        raise MissingFileError(f"{case.name} has no {name}")
-    return path
-
-
-def _digest(path: Path) -> str | None:
-    if not path.is_file():
-        return None
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _end(outcome: Outcome, reason: str, explanation: str) -> Row:

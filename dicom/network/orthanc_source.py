@@ -6,6 +6,7 @@ socket piece by piece. Nothing here decides what is wanted. No message names a p
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -177,6 +178,13 @@ class OrthancSource:
                 )
                 for study in told
             ]
+
+    def find_studies(self, query: Mapping[str, str]) -> list[str]:
+        """Study Instance UIDs that match, each once; wildcards and ranges are Orthanc's."""
+        body = {"Level": "Study", "Query": dict(query), "Expand": True, "CaseSensitive": False}
+        found = self._json("/tools/find", body=json.dumps(body))
+        with self._sense():
+            return sorted({_tag(one, "StudyInstanceUID") for one in found})
 
     def study_ids(self, study_instance_uid: str) -> list[str]:
         """Orthanc's ids of a study: more than one when it lies under two Patient IDs."""

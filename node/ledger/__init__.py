@@ -6,7 +6,6 @@ spool and from `outcome.json` beside each result (`node.rebuild`). Nothing here 
 
 from __future__ import annotations
 
-from node.ledger.jobs import JobTables
 from node.ledger.records import (
     CANCELLED,
     CONFLICTING,
@@ -42,11 +41,13 @@ from node.ledger.records import (
     series_revision,
 )
 from node.ledger.tables import SCHEMA_VERSION
+from node.ledger.upkeep import GOOD_ENDS, ConflictRow, UpkeepTables, Waited
 
 __all__ = [
     "CANCELLED",
     "CONFLICTING",
     "ENDS",
+    "GOOD_ENDS",
     "LATER_FLAIR",
     "MISSING_FILES",
     "MIXED_PATIENT",
@@ -57,6 +58,7 @@ __all__ = [
     "SUPERSEDED",
     "UNFINISHED",
     "Commitment",
+    "ConflictRow",
     "Counts",
     "Delivery",
     "InstanceRow",
@@ -74,6 +76,7 @@ __all__ = [
     "StudyRow",
     "Transition",
     "UnknownJobError",
+    "Waited",
     "Word",
     "job_identity",
     "note_digest",
@@ -81,7 +84,7 @@ __all__ = [
 ]
 
 
-class Ledger(JobTables):
+class Ledger(UpkeepTables):
     """`data_dir/intake.sqlite`: safe from several threads, and from several processes.
 
     One connection behind one lock: SQLite has a single writer anyway, and associations come and go

@@ -25,6 +25,7 @@ from node.ledger.records import (
     Transition,
     UnknownJobError,
     Word,
+    series_revision,
 )
 from node.ledger.series import SeriesTables
 from node.ledger.tables import job_row, marks, moment, move_series, remember, utc_now
@@ -112,7 +113,7 @@ class JobTables(SeriesTables):
         return {"reason": rows[0]["reason"], "explanation": rows[0]["explanation"]}
 
     def is_superseded(self, job_id: str) -> bool:
-        """Have instances arrived that the job does not hold, or a conflict?
+        """Have instances arrived that the job does not hold, a conflict, or other pixels for one?
 
         A result of such a job must not be sent: it would describe a stack known to be incomplete.
         The engine ends it `skipped`, reason `superseded`; the next revision has its own job.
@@ -125,7 +126,18 @@ class JobTables(SeriesTables):
             " AND sop_instance_uid NOT IN"
             " (SELECT sop_instance_uid FROM job_instances WHERE job_id = ?)"
         )
-        return bool(self._rows(query, (job.series_instance_uid, job_id))[0]["more"])
+        if self._rows(query, (job.series_instance_uid, job_id))[0]["more"]:
+            return True
+        # After a conflict was resolved an instance may hold other pixels than the job's.
+        held = {
+            row["sop_instance_uid"]: row["digest"]
+            for row in self._rows(
+                "SELECT sop_instance_uid, digest FROM job_instances"
+                " JOIN instances USING (sop_instance_uid) WHERE job_id = ?",
+                (job_id,),
+            )
+        }
+        return series_revision(job.series_instance_uid, held) != job.revision
 
     def set_state(
         self, job_id: str, state: SeriesState | Outcome, reason: str = "", explanation: str = ""
@@ -202,16 +214,22 @@ class JobTables(SeriesTables):
         ]
 
     def undelivered(
-        self, state: SeriesState, delivery_states: Sequence[str]
+        self, state: SeriesState, delivery_states: Sequence[str], reason: str | None = None
     ) -> list[tuple[str, str]]:
-        """(destination, job id) of jobs in a state, with an object in one of these at it."""
+        """(destination, job id) of jobs in a state, with an object in one of these at it.
+
+        Args:
+            state: Of the job.
+            delivery_states: Of the object.
+            reason: Of the job; None for any.
+        """
         return [
             (row["destination"], row["job_id"])
             for row in self._rows(
                 "SELECT DISTINCT destination, job_id FROM deliveries JOIN jobs USING (job_id)"  # noqa: S608  # question marks
                 f" WHERE jobs.state = ? AND deliveries.state IN ({marks(delivery_states)})"
-                " ORDER BY job_id, destination",
-                (state, *delivery_states),
+                " AND (? IS NULL OR jobs.reason = ?) ORDER BY jobs.created_at, destination",
+                (state, *delivery_states, reason, reason),
             )
         ]
 
@@ -308,6 +326,13 @@ class JobTables(SeriesTables):
                 "UPDATE jobs SET retries = retries + 1,"
                 " workflow_id = job_id || '.' || (retries + 1) WHERE job_id = ?",
                 (job_id,),
+            )
+            db.execute("DELETE FROM waits WHERE job_id = ?", (job_id,))  # patience begins anew
+            # What is not at a destination is on its way there again, and says nothing of the end.
+            db.execute(
+                "UPDATE deliveries SET state = 'trying', updated_at = ? WHERE job_id = ?"
+                " AND state IN ('unreachable', 'undeliverable', 'refused')",
+                (utc_now(), job_id),
             )
             self._move_job(db, job, SeriesState.QUEUED, "retried-by-operator", "")
             return self.job(job_id)

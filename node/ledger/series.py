@@ -13,6 +13,7 @@ from node.ledger.records import (
     MISSING_FILES,
     OTHER_FLAIR,
     RECALLED,
+    SUPERSEDED,
     UNFINISHED,
     Counts,
     InstanceRow,
@@ -225,8 +226,14 @@ class SeriesTables(Tables):
         """Files of a series were sent again: if it waits for them, it is decided once more."""
         with self._transaction() as db:
             row = self.series(series_instance_uid)
+            now = utc_now()
+            db.execute(
+                "INSERT OR REPLACE INTO returned SELECT series_instance_uid, ? FROM series"
+                " WHERE series_instance_uid = ? AND discarded_at IS NOT NULL",
+                (now, series_instance_uid),
+            )
             if row is not None and row.reason == MISSING_FILES:
-                state, now = SeriesState.RECEIVING, utc_now()
+                state = SeriesState.RECEIVING
                 move_series(db, now, series_instance_uid, state, "files-came-back", "")
 
     def look_again(self, series_instance_uid: str, held_for: Collection[str], why: str) -> bool:
@@ -239,13 +246,22 @@ class SeriesTables(Tables):
             return True
 
     def discardable(self, ended_before: datetime) -> list[SeriesRow]:
-        """Delivered or skipped series that received nothing, and changed nothing, since then."""
-        states = (SeriesState.DELIVERED, SeriesState.SKIPPED)
+        """Series at a good end that received nothing, and changed nothing, since then.
+
+        Delivered, skipped or not analysed, the longest ended first; also those whose images were
+        discarded before and were sent again since. Whether anything of them is still owed to a
+        destination, `owes_something` says.
+        """
+        states = (SeriesState.DELIVERED, SeriesState.SKIPPED, SeriesState.NOT_ANALYSED)
+        before = ended_before.isoformat()
         return self._series(
-            "state IN (?, ?) AND discarded_at IS NULL AND last_received_at < ?"
+            "state IN (?, ?, ?) AND last_received_at < ? AND (discarded_at IS NULL"
+            "   OR (SELECT at FROM returned"
+            "     WHERE returned.series_instance_uid = series.series_instance_uid) < ?)"
             " AND (SELECT MAX(at) FROM outcomes"
             "   WHERE outcomes.series_instance_uid = series.series_instance_uid) < ?",
-            (*states, ended_before.isoformat(), ended_before.isoformat()),
+            (*states, before, before, before),
+            "last_received_at",
         )
 
     def mark_discarded(self, series_instance_uid: str) -> None:
@@ -255,6 +271,7 @@ class SeriesTables(Tables):
                 "UPDATE series SET discarded_at = ? WHERE series_instance_uid = ?",
                 (utc_now(), series_instance_uid),
             )
+            db.execute("DELETE FROM returned WHERE series_instance_uid = ?", (series_instance_uid,))
 
     # --- deciding ----------------------------------------------------------------------------
 
@@ -408,6 +425,14 @@ class SeriesTables(Tables):
         else:  # the same instances as before: the same job, wherever it stands
             state, reason = SeriesState(known["state"]), known["reason"]
             explanation = known["explanation"]
+            if reason == SUPERSEDED:  # by a conflict that was resolved in its favour
+                state, reason, explanation = SeriesState.QUEUED, "resolved-by-operator", ""
+                db.execute(
+                    "UPDATE jobs SET state = ?, reason = ?, explanation = '', updated_at = ?,"
+                    " retries = retries + 1, workflow_id = job_id || '.' || (retries + 1)"
+                    " WHERE job_id = ?",
+                    (state, reason, now, job_id),
+                )
         db.execute(
             "UPDATE series SET job_id = ?, forced = 0 WHERE series_instance_uid = ?", (job_id, uid)
         )

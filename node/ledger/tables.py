@@ -160,6 +160,28 @@ CREATE TABLE IF NOT EXISTS rejections (
     state TEXT NOT NULL,
     updated_at TEXT NOT NULL,
     PRIMARY KEY (note_uid, destination)
+) STRICT;
+CREATE INDEX IF NOT EXISTS deliveries_by_state ON deliveries (state);
+CREATE TABLE IF NOT EXISTS waits (
+    job_id TEXT NOT NULL REFERENCES jobs,
+    destination TEXT NOT NULL,
+    rounds INTEGER NOT NULL,
+    waited_s REAL NOT NULL,
+    PRIMARY KEY (job_id, destination)
+) STRICT;
+CREATE TABLE IF NOT EXISTS returned (
+    series_instance_uid TEXT PRIMARY KEY REFERENCES series,
+    at TEXT NOT NULL
+) STRICT;
+CREATE TABLE IF NOT EXISTS facts (
+    name TEXT PRIMARY KEY,
+    value TEXT NOT NULL,
+    at TEXT NOT NULL
+) STRICT;
+CREATE TABLE IF NOT EXISTS audit_seals (
+    number INTEGER PRIMARY KEY,
+    digest TEXT NOT NULL,
+    at TEXT NOT NULL
 ) STRICT
 """
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from config.settings import Destination, Peer, Settings
+from config.settings import Destination, NodeSettings, Peer, RetentionSettings, Settings
 
 DIMSE = {"ae_title": "PACS", "host": "pacs", "port": 104}
 WEB = {"dicomweb_url": "https://pacs/dicom-web"}
@@ -95,3 +95,14 @@ def test_a_destination_knows_whether_it_wants_other_files() -> None:
     assert not Destination(peer="pacs").changes_something
     assert Destination(peer="pacs", series_number_offset=1).changes_something
     assert Destination(peer="pacs", series_description="AI {description}").changes_something
+
+
+def test_senders_are_taken_from_again_a_quarter_above_the_reserve() -> None:
+    assert NodeSettings().reopens_mb == 2048 + 512
+    assert NodeSettings(reserve_mb=100, reserve_margin_mb=7).reopens_mb == 107
+
+
+def test_nothing_may_be_kept_at_least_for_longer_than_it_is_kept() -> None:
+    with pytest.raises(ValidationError, match="least_days"):
+        RetentionSettings(keep_days=3, least_days=4)
+    assert RetentionSettings(keep_days=0.5).least_days == 1.0  # the default gives way

@@ -3,13 +3,15 @@
 `standin.py serve --config FILE` and `standin.py worker ...`. The analyser reads the headers it was
 given and writes two real DICOM objects (Comprehensive 3D SR), so that a real archive stores them.
 Files in `data_dir/standin/` make it misbehave for a series: `slow.<uid>`, `kill.<uid>`,
-`hang.<uid>`, `raise.<uid>`, `memory.<uid>`, `refuse.<uid>`, `withhold.<uid>`. The last two are what
+`segfault.<uid>`, `hang.<uid>`, `raise.<uid>`, `memory.<uid>`, `grow.<uid>` (takes
+memory piece by piece), `refuse.<uid>`, `withhold.<uid>`. The last two are what
 the gate and the quality check say; the note of such a refusal is the real one.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import os
 import signal
 import sys
@@ -106,6 +108,13 @@ def misbehave(faults: Path, uid: str, source: Dataset) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     if asked("hang"):
         time.sleep(600)
+    if asked("segfault"):
+        ctypes.string_at(0)
+    if asked("grow"):
+        held = [bytearray(16 * 2**20)]
+        while True:  # touched, 16 MB at a time
+            held.append(bytearray(b"x" * 16 * 2**20))
+            time.sleep(0.01)
     if asked("memory"):
         bytearray(64 * 2**30)
     if asked("raise"):

@@ -104,3 +104,33 @@ def test_killed_between_sending_and_confirming_leaves_one_copy(
         node.wait_for_state(flair.series_instance_uid, SeriesState.DELIVERED)
     assert len(answers.given) == 2
     assert len(set(answers.given)) == 2
+
+
+def test_a_node_whose_ledger_was_lost_asks_for_commitment_anew(
+    make_node: Callable[..., NodeProcess], make_flair_series: Make
+) -> None:
+    """What was asked for is forgotten with the ledger: a late report of it finds nobody."""
+    behaves = Committing(reports="when-told")
+    with committing_peer(behaves) as peer:
+        node = make_node(
+            archives={"archive": InItsPlace("STANDIN", peer.port)},
+            destination={"confirm": "commitment"},
+        )
+        behaves.node_port = node.port
+        node.start()
+        flair = make_flair_series(slices=10)
+        node.send(flair.folder)
+        node.wait_until(lambda: begun(node) and states(node) == {"awaiting-commitment"})
+        node.kill()
+        for path in node.data_dir.glob("intake.sqlite*"):
+            path.unlink()
+        with (node.data_dir / "intake.sqlite").open("wb") as ledger:
+            ledger.write(b"not a database, as a broken disk leaves it" * 100)
+        node.start()
+        node.wait_until(lambda: len(behaves.asked) == 2)
+        assert behaves.report(transaction=0) == 0, "of the first request: taken, and of no use"
+        assert states(node) == {"awaiting-commitment"}
+        assert behaves.report(transaction=1) == 0
+        node.wait_for_state(flair.series_instance_uid, SeriesState.DELIVERED)
+        assert states(node) == {"committed"}
+        assert len(behaves.answers.given) == 2, "each object was sent once"

@@ -8,15 +8,19 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+import torch
 from pydicom import dcmread
 
+from config.settings import PipelineSettings
 from dicom.errors import Outcome
 from node import analysis as analysis_module
 from node.analysis import AnalysisOutcome, analyse_series, tell_why
 from pipeline.ensemble import Ensemble
 from pipeline.flow import Analysis
 from pipeline.quality import Flag, Quality
+from pipeline.steady import SteadyEnsemble
 from tests.pipeline.analysed import analysis_of, pack, three_lesions
+from tests.pipeline.tiny_pack import heads, make_pack, make_plans
 
 Make = Callable[..., Any]
 
@@ -121,3 +125,29 @@ def test_nor_is_there_one_of_images_that_are_all_damaged(
     done = tell_why(made.paths, pack(), output, "truncated-file", "none can be read")
     assert done.outputs == ()
     assert done.report["no_note"].startswith("truncated-file")
+
+
+def test_a_device_that_fails_holds_the_case_and_leaves_neither_result_nor_note(
+    make_flair_series: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No GPU was there: a real ensemble raises what torch raises when one is lost."""
+    output = tmp_path / "out"
+    output.mkdir()
+    made = make_flair_series()
+
+    def only_the_network(
+        _volume: object, ensemble: SteadyEnsemble, *_: object, **__: object
+    ) -> Any:  # noqa: ANN401
+        return ensemble.segment(heads(slices=2))
+
+    def lost(*_: object) -> None:
+        raise torch.AcceleratorError("CUDA error: unspecified launch failure")
+
+    monkeypatch.setattr(analysis_module, "analyse", only_the_network)
+    monkeypatch.setattr(Ensemble, "_forward", lost)
+    tiny = make_pack(tmp_path / "tiny", make_plans())
+    ensemble = SteadyEnsemble.load(tiny, PipelineSettings(device="cpu", threads=1))
+    done = analyse_series(made.paths, ensemble, tiny, output)
+    assert (done.outcome, done.reason) == (Outcome.HELD, "device-unavailable"), done.explanation
+    assert (done.outputs, list(output.iterdir())) == ((), [])
+    assert ensemble.worn

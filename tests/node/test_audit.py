@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -121,3 +122,85 @@ def test_a_damaged_site_key_is_an_error_not_a_new_key(tmp_path: Path) -> None:
     (tmp_path / "site.key").write_bytes(b"short")
     with pytest.raises(ValueError, match="backup"):
         site_key(tmp_path)
+
+
+# --- months, seals -------------------------------------------------------------------------------
+
+
+class Calendar:
+    def __init__(self, now: str) -> None:
+        self.now = datetime.fromisoformat(now)
+
+    def __call__(self) -> datetime:
+        return self.now
+
+
+@pytest.fixture
+def months(tmp_path: Path) -> Audit:
+    """Two lines of November, two of December, one of January."""
+    calendar = Calendar("2026-11-30T23:59:59+00:00")
+    made = Audit(tmp_path, KEY, calendar)
+    for now in ("2026-11-30", "2026-11-30", "2026-12-01", "2026-12-31", "2027-01-01"):
+        calendar.now = datetime.fromisoformat(f"{now}T12:00:00+00:00")
+        made.append(AuditEvent.SENT, series="1.2.3")
+    return made
+
+
+def test_a_month_that_is_over_is_put_by_and_the_chain_goes_on(months: Audit) -> None:
+    assert [path.name for path in months.files()] == [
+        "audit-2026-11.jsonl",
+        "audit-2026-12.jsonl",
+        "audit.jsonl",
+    ]
+    assert [entry["number"] for entry in months.entries() if entry] == [1, 2, 3, 4, 5]
+    found = months.verify()
+    assert (found.lines, found.intact) == (5, True)
+    assert all(path.stat().st_mode & 0o077 == 0 for path in months.files())
+
+
+def test_a_changed_line_of_a_past_month_is_named_with_its_file(
+    months: Audit, tmp_path: Path
+) -> None:
+    file = tmp_path / "audit-2026-12.jsonl"
+    file.write_bytes(file.read_bytes().replace(b"12-31", b"12-30"))
+    found = months.verify()
+    assert (found.fault, found.file, found.line_in_file) == (
+        "line 4 was changed",
+        "audit-2026-12.jsonl",
+        2,
+    )
+
+
+@pytest.mark.parametrize(
+    ("month", "fault"), [("11", "line 1 does not follow"), ("12", "line 3 does not follow")]
+)
+def test_a_missing_month_is_found(months: Audit, tmp_path: Path, month: str, fault: str) -> None:
+    (tmp_path / f"audit-2026-{month}.jsonl").unlink()
+    assert months.verify().fault.startswith(fault)
+
+
+def test_a_clock_that_is_set_back_begins_no_month_twice(tmp_path: Path) -> None:
+    calendar = Calendar("2026-12-01T00:00:00+00:00")
+    audit = Audit(tmp_path, KEY, calendar)
+    for now in ("2026-11-30", "2026-12-01", "2026-11-30", "2026-12-02"):
+        calendar.now = datetime.fromisoformat(f"{now}T12:00:00+00:00")
+        audit.append(AuditEvent.SENT)
+    assert [path.name for path in audit.files()] == ["audit-2026-11.jsonl", "audit.jsonl"]
+    assert audit.verify().intact
+
+
+def test_an_older_copy_of_record_and_head_is_found_by_the_seal(
+    audit: Audit, tmp_path: Path
+) -> None:
+    """Both files are put back as they were: neither the chain nor the head can tell."""
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    audit.append(AuditEvent.REFUSED, address="10.0.0.9")
+    number, digest = audit.head()
+    for path, content in before.items():
+        path.write_bytes(content)
+    assert audit.verify().intact
+    assert audit.verify({5: audit.head()[1]}).intact
+    found = audit.verify({number: digest})
+    assert found.fault == "lines are missing at the end: 5, sealed were 6"
+    audit.append(AuditEvent.SENT, series="1.2.9")  # written over since then
+    assert audit.verify({number: digest}).fault == "line 6 is not the one that was sealed"

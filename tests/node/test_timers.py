@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
@@ -43,10 +44,17 @@ class Site:
             checkpoint=lambda: self.calls.append(("checkpoint", "engine")),
         )
         casework: Any = SimpleNamespace(
-            held_for=lambda: self.held,
+            due_for=lambda: self.held,
             deliver_again=lambda job, peer: self.calls.append((job, peer)),
+            put_off=lambda job, peer: self.calls.append((f"not {job}", peer)),
+            hurry=lambda peer: self.calls.append(("hurry", peer)),
         )
-        intake: Any = SimpleNamespace(discard_old=lambda: self.calls.append(("discard", "")))
+        self.short = [False]
+        intake: Any = SimpleNamespace(
+            discard_old=lambda: self.calls.append(("discard", "")),
+            make_room=lambda: self.calls.append(("make room", "")),
+            reserve=SimpleNamespace(look=lambda: self.short[0]),
+        )
         self.timers = Timers(self.settings, self.ledger, self.results, engine, casework, intake)
 
     def job(self, number: int, state: SeriesState, days_ago: float = 0.0) -> Job:
@@ -84,18 +92,45 @@ def logged() -> Iterator[list[dict[str, Any]]]:
         yield lines  # type: ignore[misc]
 
 
-def test_only_results_delivered_long_ago_are_deleted(site: Site) -> None:
-    old = site.job(1, SeriesState.DELIVERED, days_ago=15)
-    young = site.job(2, SeriesState.DELIVERED, days_ago=13)
+def test_only_results_at_a_good_end_for_long_are_deleted(site: Site) -> None:
+    """What is held or failed waits for a person, however long."""
+    good = (SeriesState.DELIVERED, SeriesState.SKIPPED, SeriesState.NOT_ANALYSED)
+    old = [site.job(number, state, days_ago=15) for number, state in enumerate(good)]
+    young = site.job(10, SeriesState.DELIVERED, days_ago=13)
     others = [
         site.job(number, state, days_ago=400)
-        for number, state in enumerate(SeriesState, start=3)
-        if state not in (SeriesState.DELIVERED, SeriesState.RECEIVING)
+        for number, state in enumerate(SeriesState, start=20)
+        if state not in (*good, SeriesState.RECEIVING)
     ]
     site.timers.expire()
-    assert not site.results.of(old.job_id).exists()
+    assert not any(site.results.of(job.job_id).exists() for job in old)
     assert all(site.results.of(job.job_id).exists() for job in (young, *others))
     assert [name for name, _ in site.calls] == ["discard", "history"]
+
+
+def test_of_a_result_that_is_deleted_the_numbers_of_its_month_stay(site: Site) -> None:
+    job = site.job(1, SeriesState.DELIVERED, days_ago=15)
+    site.results.begin(job.job_id)
+    done = JobOutcome(Outcome.ANALYSED, "", "", "w", research=True, objects=())
+    report = {
+        "series_instance_uid": "1.2.1",
+        "findings": {"lesion_count": 3, "total_volume_ml": 1.5, "lesions": [{"label": 1}]},
+        "quality": {"verdict": "review", "flags": [{"code": "motion", "message": "long"}]},
+        "acquisition": {"slices": 22},
+    }
+    order = Order("w", site.ledger.job_record(job.job_id), ())
+    site.results.finish(job.job_id, done, order, report)
+    site.timers.expire()
+    assert not site.results.of(job.job_id).exists()
+    text = (site.results.data_dir / "history" / f"{job.job_id}.json").read_text()
+    kept = json.loads(text)
+    assert "1.2.1" not in text
+    assert kept["job"]["created_at"] == job.created_at.isoformat()
+    assert kept["report"] == {
+        "findings": {"lesion_count": 3, "total_volume_ml": 1.5},
+        "quality": {"verdict": "review", "flags": [{"code": "motion"}]},
+        "acquisition": {"slices": 22},
+    }
 
 
 @pytest.mark.parametrize(
@@ -119,19 +154,28 @@ def test_work_that_does_not_move_on_is_told_of_once(
     assert found == [job.job_id] * alarms
 
 
-def test_held_results_wait_for_the_destination_to_answer(
+def test_to_a_peer_that_does_not_answer_only_the_oldest_result_is_tried(site: Site) -> None:
+    site.held = {"pacs": ["job-1", "job-2"]}
+    site.timers.deliver_due()  # nobody has asked it yet
+    assert site.calls == [("job-1", "pacs"), ("job-2", "pacs")]
+    site.calls.clear()
+    site.timers.heartbeat()
+    assert site.timers.answering == {"pacs": False}
+    site.timers.deliver_due()
+    assert site.calls == [("job-1", "pacs"), ("not job-2", "pacs")]
+
+
+def test_a_peer_that_answers_again_ends_every_pause_for_it(
     site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    site.held = {"pacs": ["job-1", "job-2"]}
-    site.timers.retry_held()
-    assert site.calls == []
-    assert site.timers.answering == {"pacs": False}
+    site.timers.heartbeat()
     with EmbeddedArchive(tmp_path / "pacs", "PACS", ["FLAIRNODE"]) as archive:
         back = Peer(name="pacs", ae_title="PACS", host=LOOPBACK, port=archive.dicom_port)
         changed = site.settings.model_copy(update={"peers": (back,)})
         monkeypatch.setattr(site.timers, "_settings", changed)
-        site.timers.heartbeat()  # comes back: no need to wait for the next retry
-    assert site.calls == [("job-1", "pacs"), ("job-2", "pacs")]
+        site.timers.heartbeat()
+        site.timers.heartbeat()  # it is hurried once, not at every heartbeat
+    assert site.calls == [("hurry", "pacs")]
     assert site.timers.answering == {"pacs": True}
 
 

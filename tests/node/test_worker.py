@@ -18,6 +18,7 @@ from config.settings import NodeSettings, PipelineSettings, Settings
 from dicom.errors import MissingSliceError, Outcome
 from node import worker as worker_module
 from node.outcome import Order, ResultsFolder
+from node.pause import PauseSwitch
 from node.worker import Analyser, Attempts, Worker
 
 JOB, PACK = "job-1", "5" * 64
@@ -113,24 +114,14 @@ def test_a_refusal_keeps_its_reason_and_no_object(results: ResultsFolder) -> Non
     assert [path.name for path in results.of(JOB).iterdir()] == ["outcome.json"]
 
 
-@pytest.mark.parametrize(
-    ("error", "reason"),
-    [
-        (KeyError("Nobody^Knows"), "internal-error"),
-        (MemoryError(), "memory-limit"),
-        (RuntimeError("[enforce fail] can't allocate memory: you tried"), "memory-limit"),
-    ],
-)
-def test_what_we_did_not_expect_fails_the_case_without_quoting_it(
-    results: ResultsFolder, error: Exception, reason: str
-) -> None:
+def test_what_we_did_not_expect_fails_the_case_without_quoting_it(results: ResultsFolder) -> None:
     def fail(_paths: Sequence[Path], _output: Path) -> None:
-        raise error
+        raise KeyError("Nobody^Knows")
 
     assert make_worker(results, fail).analyse(JOB) is Outcome.FAILED
     found = results.read(JOB)
     assert found is not None
-    assert found.reason == reason
+    assert found.reason == "internal-error"
     assert "Nobody" not in (results.of(JOB) / "outcome.json").read_text()
 
 
@@ -238,24 +229,105 @@ def test_an_orderly_end_takes_the_attempt_back(results: ResultsFolder) -> None:
     thread.join()
 
 
-def test_a_case_beyond_its_time_ends_the_worker_and_counts_as_a_death(
-    results: ResultsFolder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ended, status = threading.Event(), []
+class Exited(BaseException):
+    """In place of the end of the process."""
+
+
+@pytest.fixture
+def exits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The status of every end of the process, which does not happen."""
+    statuses: list[int] = []
 
     def exit_instead(code: int) -> None:
-        status.append(code)
-        ended.set()
+        statuses.append(code)
+        if threading.current_thread() is threading.main_thread():
+            raise Exited
 
     monkeypatch.setattr(worker_module.os, "_exit", exit_instead)
+    return statuses
 
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("[enforce fail] can't allocate memory: you tried")]
+)
+def test_a_case_beyond_its_memory_is_tried_in_a_new_worker_and_then_fails(
+    results: ResultsFolder, exits: list[int], error: Exception
+) -> None:
+    def fail(_paths: Sequence[Path], _output: Path) -> None:
+        raise error
+
+    for run in ("run-1", "run-2"):
+        with pytest.raises(Exited):
+            make_worker(results, fail, run=run).analyse(JOB)
+        assert results.read(JOB) is None
+    assert exits == [125, 125]
+    assert make_worker(results, fail, run="run-2").analyse(JOB) is Outcome.FAILED
+    found = results.read(JOB)
+    assert found is not None
+    assert found.reason == "memory-limit"
+    assert "6144 MB" in found.explanation
+    order(results, workflow_id=f"{JOB}.1")  # an operator raised the limit, and asks again
+    assert make_worker(results).analyse(JOB) is Outcome.ANALYSED
+
+
+def test_a_case_beyond_its_time_is_tried_in_a_new_worker_and_then_fails(
+    results: ResultsFolder, exits: list[int]
+) -> None:
     def hang(paths: Sequence[Path], output: Path) -> Any:  # noqa: ANN401
-        ended.wait(30)
-        assert Attempts(results.attempts(JOB), JOB, "run-1").deaths() == 1
-        return analysed(paths, output)
+        seen = len(exits)
+        while len(exits) == seen:
+            time.sleep(0.01)
+        raise Exited  # here the process has ended
 
-    make_worker(results, hang, time_limit_s=0.05).analyse(JOB)
-    assert status == [124]
+    for _ in range(2):
+        with pytest.raises(Exited):
+            make_worker(results, hang, time_limit_s=0.05).analyse(JOB)
+    assert exits == [124, 124]
+    assert make_worker(results, hang, time_limit_s=0.05).analyse(JOB) is Outcome.FAILED
+    found = results.read(JOB)
+    assert found is not None
+    assert (found.reason, found.explanation) == (
+        "time-limit",
+        "it took longer than pipeline.time_limit_s (0.05 s), in each of 2 attempts",
+    )
+
+
+def test_one_overrun_and_a_death_are_no_poison_yet(
+    results: ResultsFolder, exits: list[int]
+) -> None:
+    die(results, 1, "run-1")
+    Attempts(results.attempts(JOB), JOB, "run-1").overran("time-limit")
+    die(results, 1, "run-1")
+    attempts = Attempts(results.attempts(JOB), JOB, "run-1")
+    assert (attempts.deaths(), attempts.overruns()) == (2, ["time-limit"])
+    assert make_worker(results).analyse(JOB) is Outcome.ANALYSED
+    assert exits == []
+
+
+def test_a_worker_whose_device_failed_ends_once_the_result_is_on_disk(
+    results: ResultsFolder, exits: list[int]
+) -> None:
+    worker = make_worker(results)
+    worn = Analyser(PACK, research=True, analyse=analysed, tell_why=told, worn=lambda: True)
+    worker._analyser = worn
+    with pytest.raises(Exited):
+        worker.analyse(JOB)
+    assert exits == [75]
+    assert make_worker(results, run="run-2").analyse(JOB) is Outcome.ANALYSED
+    assert not results.attempts(JOB).exists(), "it is nothing to blame the case for"
+
+
+def test_while_paused_a_case_waits_unbegun_and_then_goes_on(results: ResultsFolder) -> None:
+    switch = PauseSwitch(results.data_dir)
+    assert switch.turn_on("somebody")
+    thread = threading.Thread(target=make_worker(results).analyse, args=(JOB,))
+    thread.start()
+    time.sleep(0.3)
+    assert results.read(JOB) is None
+    assert not results.attempts(JOB).exists()
+    assert switch.turn_off()
+    thread.join(30)
+    assert results.read(JOB) is not None
 
 
 DIE_WITH_PARENT = """

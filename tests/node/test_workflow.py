@@ -13,6 +13,7 @@ from dbos import DBOS
 from pydicom import dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, Comprehensive3DSRStorage, ExplicitVRLittleEndian
+from pynetdicom import evt
 
 from config.settings import (
     DeliverySettings,
@@ -29,6 +30,7 @@ from node.archive import LOOPBACK, free_port
 from node.engine import Engine
 from node.ledger import Job, Ledger, ReceivedInstance, SeriesDecision, SeriesState
 from node.outcome import JobOutcome, ResultFile, ResultsFolder
+from node.patience import Patience
 from node.workflow import (
     ANALYSIS,
     SERIES,
@@ -38,6 +40,7 @@ from node.workflow import (
     delivery_queue,
 )
 from tests.node.registry import forget_services
+from tests.node.standins import Answers, dimse_peer
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -501,3 +504,106 @@ def test_a_note_whose_engine_database_was_lost_on_the_way_arrives_once(
     bench.wait(job, SeriesState.NOT_ANALYSED)
     assert len(bench.objects_at("alive", job)) == 1
     assert sum(sent_to_store) == 1
+
+
+# --- a destination that stays dead --------------------------------------------------------------
+
+
+def move(bench: Bench, monkeypatch: pytest.MonkeyPatch, name: str, to: Peer) -> None:
+    """A peer has another address from now on."""
+    peers = tuple(
+        to.model_copy(update={"name": name}) if one.name == name else one
+        for one in bench.casework._settings.peers
+    )
+    changed = bench.casework._settings.model_copy(update={"peers": peers})
+    monkeypatch.setattr(bench.casework, "_settings", changed)
+
+
+def give_up_after(bench: Bench, monkeypatch: pytest.MonkeyPatch, hours: float) -> None:
+    plan = bench.settings.delivery.model_copy(update={"give_up_after_h": hours})
+    monkeypatch.setattr(bench.casework, "_patience", Patience(plan, bench.ledger))
+
+
+def test_what_is_given_up_waits_for_an_operator_and_arrives_after_the_retry(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(bench, monkeypatch, "alive", "dead")
+    give_up_after(bench, monkeypatch, hours=1e-9)
+    job = bench.receive("1.2.30")
+    bench.casework.submit(job)
+    assert bench.wait(job, SeriesState.HELD).reason == "destination-unreachable"
+    bench.casework.deliver_again(job.job_id, "dead")
+    held = bench.wait(job, SeriesState.HELD)
+    assert held.reason == "undeliverable"
+    assert "dead" in held.explanation
+    assert "alive" not in held.explanation
+    assert job.job_id not in bench.casework.held_for().get("dead", []), "nobody tries it any more"
+    port = bench.archives["clinic"].dicom_port
+    move(bench, monkeypatch, "dead", Peer(name="x", ae_title="CLINIC", host=LOOPBACK, port=port))
+    bench.ledger.retry(job.job_id)
+    bench.casework.resume()
+    bench.wait(job, SeriesState.DELIVERED)
+    assert len(bench.objects_at("clinic", job)) == len(bench.objects_at("alive", job)) == 1
+    told = [(one.state.value, one.reason) for one in bench.ledger.history("1.2.30")]
+    assert told.count(("held", "undeliverable")) == 1, "not held again by what was before the retry"
+
+
+def test_a_peer_that_is_known_to_be_silent_uses_up_patience_without_attempts(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, sent_to_store: list[int]
+) -> None:
+    use(bench, monkeypatch, "dead")
+    give_up_after(bench, monkeypatch, hours=1e-9)
+    job = bench.receive("1.2.31")
+    bench.casework.submit(job)
+    bench.wait(job, SeriesState.HELD)
+    bench.casework.put_off(job.job_id, "dead")
+    assert bench.ledger.job(job.job_id).reason == "undeliverable"
+    assert sum(sent_to_store) == 0
+
+
+def test_results_that_a_destination_will_not_take_keep_no_other_one_from_it(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Six results answered with A700, of four places: the seventh arrives all the same."""
+    taken: set[str] = set()
+    choosy = Answers()
+
+    def on_store(event: evt.Event) -> int:
+        uid = str(event.request.AffectedSOPInstanceUID)
+        if uid not in taken:
+            return 0xA700
+        choosy.given.append(uid)
+        return 0
+
+    with dimse_peer(choosy, handlers=[(evt.EVT_C_STORE, on_store)]) as peer:
+        use(bench, monkeypatch, "dead")
+        move(bench, monkeypatch, "dead", peer)
+        unwanted = [bench.receive(f"1.2.32.{number}") for number in range(6)]
+        for job in unwanted:
+            bench.casework.submit(job)
+        for job in unwanted:
+            bench.wait_for_delivery(job, "dead", "unreachable")
+        wanted = bench.receive("1.2.33")
+        taken.add(result_uid(wanted.job_id, "sr"))
+        bench.casework.submit(wanted)
+        bench.wait(wanted, SeriesState.DELIVERED)
+        for job in unwanted:
+            assert bench.wait(job, SeriesState.HELD).reason == "destination-unreachable"
+        # Their own pauses go on, and nothing of them stands in the queue.
+        assert all(bench.casework._patience.knows(job.job_id) for job in unwanted)
+
+
+def test_a_commitment_that_is_waited_for_does_not_hold_back_another_destination(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While one destination owes its report, the other one's missing object stays due."""
+    use(bench, monkeypatch, "alive", "dead")
+    job = bench.receive("1.2.34")
+    bench.casework.submit(job)
+    bench.wait(job, SeriesState.HELD)
+    (uid,) = bench.objects_at("alive", job)
+    bench.ledger.record_delivery(job.job_id, "alive", uid, "awaiting-commitment")
+    bench.ledger.set_state(job.job_id, SeriesState.DELIVERING)
+    bench.casework.hurry("dead")
+    assert job.job_id in bench.casework.due_for()["dead"]
+    bench.ledger.set_state(job.job_id, Outcome.FAILED, "the test is over")

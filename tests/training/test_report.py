@@ -282,6 +282,29 @@ def test_a_cohort_at_the_edge_is_a_plain_sentence_and_never_nan(
     json.loads((tmp_path / "report/report.json").read_text(), parse_constant=pytest.fail)
 
 
+def test_one_image_under_two_names_is_told_and_one_given_twice_is_counted(tmp_path: Path) -> None:
+    rows = [
+        case_row("a", row("##"), row("##"), image_digest="1"),
+        case_row("b", row("##"), row("##"), image_digest="1"),
+        case_row("c1", row("##"), row("##"), patient="c", image_digest="2"),
+        case_row("c2", row("##"), row("##"), patient="c", image_digest="2"),
+        case_row("d", row("##"), row("##"), image_digest="3"),
+    ]
+    said = words(report_of(tmp_path, rows))
+    assert "a and b have one image: one person under the names a and b." in said
+    assert "c1 and c2 have one image: it is counted 2 times in every mean." in said
+    assert "d have" not in said
+
+
+def test_where_the_cases_came_from_stands_in_the_report(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", [case_row("a", row("##"), row("##"))])
+    told = json.loads((folder / "run.json").read_text())
+    told["cohort"] = {"part": "test", "pack_trained_on_these_splits": True}
+    (folder / "run.json").write_text(json.dumps(told))
+    lines = dict(table(build(read_run(folder), draws=50).document, "How it was made"))
+    assert lines["cases"] == "part test, pack trained on these splits yes"
+
+
 def test_twenty_patients_are_not_called_few(tmp_path: Path) -> None:
     rows = [case_row(f"c{index:02}", row("##."), row("##.")) for index in range(20)]
     said = words(report_of(tmp_path, rows))
