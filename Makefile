@@ -14,7 +14,7 @@ TORCH := torch==2.13.0
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 CONSTRAINED := -c constraints.txt
 
-.PHONY: install demo test lint types check train-starter benchmarks clean
+.PHONY: install demo test lint types check train-starter benchmarks fuzz audit clean
 .DEFAULT_GOAL := demo
 
 .venv/base: pyproject.toml constraints.txt
@@ -56,7 +56,17 @@ train-starter: .venv/base
 	$(BIN)/flairnode train starter --data $(DATA) --output build/starter
 
 benchmarks: .venv/dev
-	@for script in tests/benchmarks/bench_*.py; do $(BIN)/python $$script; done
+	@for script in tests/benchmarks/bench_*.py; do PYTHONPATH=. $(BIN)/python $$script; done
+
+# 5,000 damaged headers, pixels and conversations; a long run: python -m tests.fuzz --help
+fuzz: .venv/dev
+	@$(BIN)/python -m tests.fuzz --count 5000
+
+# Known weaknesses of the pinned versions. Asks PyPI's advisories; --strict, since a version that it could
+# not ask about would pass for a sound one.
+audit:
+	@$(PYTHON) -m venv .venv-audit && .venv-audit/bin/pip install -q pip-audit
+	@.venv-audit/bin/pip-audit --strict -r constraints.txt --no-deps --disable-pip
 
 clean:
 	rm -rf .venv

@@ -6,6 +6,7 @@ unknown key is an error that names the key. Secrets come from files or variables
 
 from __future__ import annotations
 
+import ipaddress
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -55,6 +56,18 @@ def _web_address(url: str) -> str:
 
 
 WebAddress = Annotated[str, AfterValidator(_web_address)]
+
+
+def _network(network: str) -> str:
+    try:
+        ipaddress.ip_network(network, strict=False)
+    except ValueError:
+        raise ValueError(f"{network!r} is no network: write 192.0.2.7 or 192.0.2.0/24") from None
+    return network
+
+
+Network = Annotated[str, AfterValidator(_network)]
+"""One address, or a range of them in CIDR notation."""
 
 
 class Section(BaseModel):
@@ -112,10 +125,25 @@ class Peer(Section):
     `password_variable` names, and never from here."""
     password_file: Path | None = None
     """Readable by the node alone; one line. It wins over the variable."""
+    token_file: Path | None = None
+    """A bearer token for both web addresses, instead of a user: one line, read at each use."""
     ca_file: Path | None = None
-    """Certificates to trust instead of the system's: a hospital's own authority."""
+    """Certificates to trust instead of the system's, for DICOM TLS and for both web addresses: a
+    hospital's own authority, or the peer's very certificate."""
     verify_tls: bool = True
     """False takes any certificate, which is to say anybody who answers."""
+    tls: bool = False
+    """Speak DICOM TLS to host and port (PS3.15 B.9, B.10: TLS 1.2 or newer)."""
+    tls_name: str = ""
+    """The name in its certificate, where that is not `host`."""
+    certificate_file: Path | None = None
+    """What we show of ourselves if it asks. Without it, over DICOM TLS: what the listener shows
+    (`security.tls`)."""
+    key_file: Path | None = None
+    """Of `certificate_file`; readable by the node alone."""
+    addresses: tuple[Network, ...] = ()
+    """Where it may call us from. Its AE title from anywhere else is refused. Empty: wherever
+    `security.addresses` allows."""
 
     @model_validator(mode="after")
     def _says_how_it_is_reached(self) -> Self:
@@ -128,6 +156,12 @@ class Peer(Section):
             raise ValueError(f"peer {self.name!r}: a user, but no dicomweb_url and no orthanc_url")
         if self.password_file is not None and not self.user:
             raise ValueError(f"peer {self.name!r}: a password_file, but no user")
+        if self.token_file is not None and (self.user or not web):
+            raise ValueError(f"peer {self.name!r}: token_file goes with a web address and no user")
+        if self.tls and absent:
+            raise ValueError(f"peer {self.name!r}: tls needs ae_title, host and port")
+        if (self.certificate_file is None) != (self.key_file is None):
+            raise ValueError(f"peer {self.name!r}: certificate_file and key_file go together")
         return self
 
     @property
@@ -154,6 +188,16 @@ class Peer(Section):
         if self.password_variable not in os.environ:
             raise LookupError(f"neither password_file nor {self.password_variable} is set")
         return os.environ[self.password_variable]
+
+    def token(self) -> str:
+        """Read anew at each use; "" where there is none.
+
+        Raises:
+            OSError: The token file cannot be read.
+        """
+        if self.token_file is None:
+            return ""
+        return self.token_file.read_text(encoding="ascii").strip()
 
 
 ChangeKind = Literal["NewInstance", "NewSeries", "StableSeries", "CompletedSeries"]
@@ -418,14 +462,60 @@ class NotifySettings(Section):
         return self
 
 
+class ListenerLimits(Section):
+    """What one sender, or all of them, may take of the listener."""
+
+    associations: Annotated[int, Field(ge=1)] = 128
+    """Open at once, one thread each. The next one is told to come back (rejected, transient)."""
+    associations_per_address: Annotated[int, Field(ge=1)] = 64
+    """A PACS that opens too many leaves room for the scanner."""
+    connections: Annotated[int, Field(ge=1)] = 128
+    """That have not asked for an association yet. Beyond it the oldest of the address that holds
+    most of them is closed, so a port scan keeps nobody out."""
+    connections_per_address: Annotated[int, Field(ge=1)] = 32
+    request_timeout_s: Annotated[float, Field(gt=0)] = 10.0
+    """From connecting to the whole request, TLS included. A real sender needs milliseconds."""
+    pdu_timeout_s: Annotated[float, Field(gt=0)] = 60.0
+    """For one PDU once its first byte has come: 128 KiB at 18 kbit/s."""
+    object_timeout_s: Annotated[float, Field(gt=0)] = 900.0
+    """For one object, however many PDUs: 200 MB at 2 Mbit/s."""
+    idle_timeout_s: Annotated[float, Field(gt=0)] = 300.0
+    """Between two messages: scanners keep an association open while they acquire."""
+    longest_pdu_bytes: Annotated[int, Field(ge=4096, le=1_048_576)] = 131_072
+    """Told to the sender, and checked before anything is allocated. DCMTK's largest; fewer and
+    larger PDUs cost less than many small."""
+    largest_object_mb: Annotated[int, Field(ge=1)] = 1024
+    """A larger object is refused (0xC000): no MR series is one object of this size."""
+    receiving_mb: Annotated[int, Field(ge=1)] = 2048
+    """Memory of all objects that are being received. When it is used up a sender is told to come
+    back later (0xA700)."""
+
+
+class TlsSettings(Section):
+    """DICOM TLS of the listener (PS3.15 B.9, B.10; BCP 195, RFC 9325)."""
+
+    certificate_file: Path
+    """PEM: ours, and the authorities between it and the root."""
+    key_file: Path
+    """PEM, without a passphrase, readable by the node alone: another mode stops the node."""
+    ca_file: Path | None = None
+    """Authorities of the senders' certificates. With it a sender must show one (mutual TLS)."""
+    plain_port: Port | None = None
+    """Also listen there without TLS, while senders are moved over one by one. `node.port` speaks
+    TLS alone."""
+
+
 class SecuritySettings(Section):
     """Who may send. Everybody else is refused at association."""
 
     calling_ae_titles: tuple[AeTitle, ...] = ()
     """Empty: the AE titles of the configured peers."""
-    addresses: tuple[str, ...] = ("127.0.0.1/32", "::1/128")
-    """Networks a sender may come from."""
+    addresses: tuple[Network, ...] = ("127.0.0.1/32", "::1/128")
+    """Networks a sender may come from, unless its peer names its own (`peers.addresses`)."""
     require_called_ae_title: bool = True
+    tls: TlsSettings | None = None
+    """None: the listener speaks plain DICOM, readable on the wire by whoever shares it."""
+    limits: ListenerLimits = ListenerLimits()
 
 
 class Settings(Section):
@@ -463,6 +553,20 @@ class Settings(Section):
         for name in followed:
             if self.peer(name).orthanc_url is None:
                 raise ValueError(f"sources: peer {name!r} has no orthanc_url")
+        return self
+
+    @model_validator(mode="after")
+    def _peers_see_the_certificate_of_the_listener(self) -> Settings:
+        own = self.security.tls
+        if own is not None:
+            shown = {"certificate_file": own.certificate_file, "key_file": own.key_file}
+            peers = tuple(
+                peer.model_copy(update=shown)
+                if peer.tls and peer.certificate_file is None
+                else peer
+                for peer in self.peers
+            )
+            object.__setattr__(self, "peers", peers)  # frozen from here on
         return self
 
     @model_validator(mode="after")

@@ -161,6 +161,12 @@ class UndecodableError(SeriesError):
     reason = "undecodable-pixels"
 
 
+class DecoderLimitsError(UndecodableError):
+    """Decoding would take more memory or time than any real image does, or crashed the decoder."""
+
+    reason = "decoder-limits"
+
+
 class MultiFrameError(SeriesError):
     """Several frames in an object whose kind does not say where each lies."""
 

@@ -26,6 +26,7 @@ from pydicom.uid import (
 )
 
 from dicom.attributes import text
+from dicom.deflate import inflates_too_far
 from dicom.errors import (
     EmptyInputError,
     InconsistentSeriesError,
@@ -238,6 +239,8 @@ def _parse(file: BinaryIO, size: int) -> Dataset | None:
         raise _UnusableFileError("empty-file")
     if not _looks_like_dicom(file, size):
         raise _UnusableFileError("not-dicom")
+    if inflates_too_far(file):
+        raise _UnusableFileError("decoder-limits")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of values that break their VR's rules

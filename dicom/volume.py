@@ -23,6 +23,10 @@ from pydicom.pixels.utils import iter_pixels
 from pydicom.uid import (
     HTJ2K,
     JPEG2000,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
     JPEGBaseline8Bit,
     JPEGExtended12Bit,
     JPEGLSNearLossless,
@@ -36,7 +40,9 @@ from dicom.attributes import (
     required_text,
     text,
 )
+from dicom.decoding import Decoder
 from dicom.errors import (
+    DecoderLimitsError,
     ImplausibleGeometryError,
     IncompleteSeriesError,
     InconsistentSeriesError,
@@ -61,6 +67,14 @@ ORIENTATION_TOLERANCE = 1e-3  # of a direction cosine, as OHIF; rounding gives 1
 PIXEL_SPACING_TOLERANCE = 1e-3  # of the spacing: 0.25 mm over a field of view of 250 mm
 LARGEST_STACK_VOXELS = 512 * 1024 * 1024  # 2 GB of float32; a damaged header can ask for any size
 
+_UNCOMPRESSED_SYNTAXES = (
+    "",  # not told: read as the default, or not at all
+    ImplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    DeflatedExplicitVRLittleEndian,
+)
+"""Read in this process: there is nothing to decode."""
 _LOSSY_SYNTAXES = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless)
 _PERHAPS_LOSSY_SYNTAXES = (JPEG2000, HTJ2K)  # their encoders may or may not have lost something
 _SHARED_KEYWORDS = (
@@ -214,8 +228,9 @@ def read_volume(series: Series) -> Volume:
     slices_in: dict[Path, list[int]] = {}
     for index, frame in enumerate(ordered):
         slices_in.setdefault(frame.instance.path, []).append(index)
-    for indices in slices_in.values():
-        lossy |= _decode(ordered, indices, voxels)
+    with Decoder() as decoder:
+        for indices in slices_in.values():
+            lossy |= _decode(decoder, ordered, indices, voxels)
     _refuse_not_finite(voxels)
     return Volume(
         voxels,
@@ -430,7 +445,9 @@ def _refuse_fewer_than_declared(series: Series) -> None:
         raise IncompleteSeriesError(f"{held} slices, {keyword} declares {declared:.0f}")
 
 
-def _decode(ordered: Sequence[Frame], indices: Sequence[int], voxels: Voxels) -> bool:
+def _decode(
+    decoder: Decoder, ordered: Sequence[Frame], indices: Sequence[int], voxels: Voxels
+) -> bool:
     """Fill the slices that lie in one object, rescale applied. Was it compressed with loss?"""
     frames = [ordered[index] for index in indices]
     with warnings.catch_warnings():
@@ -438,7 +455,8 @@ def _decode(ordered: Sequence[Frame], indices: Sequence[int], voxels: Voxels) ->
         dataset = _with_pixels(frames[0].instance)
         _require_one_grey_value_per_pixel(dataset)
         _refuse_short_pixel_data(dataset)
-        stored = _stored_values(dataset, [frame.number or 1 for frame in frames])
+        numbers = [frame.number or 1 for frame in frames]
+        stored = _stored_values(decoder, frames[0].instance.path, dataset, numbers)
         for index, frame, pixels in zip(indices, frames, stored, strict=True):
             if pixels.shape != voxels.shape[1:]:
                 raise UndecodableError(
@@ -449,16 +467,27 @@ def _decode(ordered: Sequence[Frame], indices: Sequence[int], voxels: Voxels) ->
 
 
 def _stored_values(
-    dataset: Dataset, frame_numbers: Sequence[int]
+    decoder: Decoder, path: Path, dataset: Dataset, frame_numbers: Sequence[int]
 ) -> Iterator[npt.NDArray[np.generic]]:
     """Frames as they were stored, one at a time, each decoded once."""
+    syntax = _transfer_syntax(dataset)
+    single = frame_count(dataset) == 1
+    if syntax not in _UNCOMPRESSED_SYNTAXES:
+        try:
+            yield from decoder.frames(path, None if single else frame_numbers)
+        except DecoderLimitsError:
+            raise
+        except UndecodableError as error:
+            raise UndecodableError(
+                f"pixel data of transfer syntax {syntax} do not decode"
+            ) from error
+        return
     try:
-        if frame_count(dataset) == 1:
+        if single:
             yield dataset.pixel_array
         else:
             yield from iter_pixels(dataset, indices=[number - 1 for number in frame_numbers])
     except _DECODE_ERRORS as error:
-        syntax = _transfer_syntax(dataset)
         raise UndecodableError(
             f"pixel data of transfer syntax {syntax or 'unknown'} do not decode"
         ) from error

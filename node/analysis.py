@@ -19,14 +19,14 @@ from node.durable import write_durably
 from pipeline.acquisition import describe_acquisition
 from pipeline.brain import BrainMask, strip_skull, supplied_mask
 from pipeline.brain_tools import Extract
-from pipeline.ensemble import Ensemble
+from pipeline.ensemble import AnyEnsemble, load_ensemble
 from pipeline.flow import Analysis, OnStage, Stopwatch, analyse
 from pipeline.model_pack import ModelPack, find_pack, load_pack
 from pipeline.note import Refusal, build_note
 from pipeline.preview import PREVIEW_FILE, write_preview
 from pipeline.quality import header_flags
 from pipeline.results import ResultObject, build_results
-from pipeline.steady import SteadyEnsemble
+from pipeline.steady import AnySteadyEnsemble
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +52,14 @@ class AnalysisOutcome:
 
 def load_segmenter(
     settings: PipelineSettings, packs: Sequence[Path] = ()
-) -> tuple[Ensemble, ModelPack]:
+) -> tuple[AnyEnsemble, ModelPack]:
     """The configured pack, every file checked against its digest, its ensemble warm.
 
     Raises:
         ModelPackError: The pack is missing, changed or of a kind that cannot be run.
     """
     pack = load_pack(find_pack(settings.model, folders=packs))
-    ensemble = Ensemble.load(
+    ensemble = load_ensemble(
         pack, device=settings.device, mirroring=settings.mirroring, threads=settings.threads
     )
     return ensemble, pack
@@ -78,7 +78,7 @@ def kinds_to_make(settings: Settings) -> tuple[str, ...]:
 
 def analyse_series(
     paths: Sequence[Path],
-    ensemble: Ensemble | SteadyEnsemble,
+    ensemble: AnyEnsemble | AnySteadyEnsemble,
     pack: ModelPack,
     output: Path,
     *,
@@ -157,7 +157,7 @@ def tell_why(
 def analyse_nifti(
     path: Path,
     brain_mask: Path | None,
-    ensemble: Ensemble,
+    ensemble: AnyEnsemble,
     pack: ModelPack,
     output: Path,
     *,

@@ -8,7 +8,8 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,14 @@ from config.settings import Peer, Protocol, Settings, Source
 from dicom.errors import StudyError
 from dicom.network.orthanc_source import OrthancSource
 from dicom.network.scu import PeerError
+from dicom.network.tls import (
+    TlsFilesError,
+    TlsRefusedError,
+    calling_context,
+    certificate_ends,
+    listening_context,
+    shake_hands,
+)
 from node.cli import EXIT_DONE, EXIT_FAILED
 from node.delivery import courier
 from node.disk import room
@@ -63,6 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
         check_destinations(settings),
         check_model(settings),
         check_brain(settings),
+        *check_tls(settings),
         *(finding for peer in settings.peers for finding in check_peer(peer, settings)),
         *(check_source(source, settings) for source in settings.sources),
     ]
@@ -155,6 +165,56 @@ def check_brain(settings: Settings) -> Finding:
     return Finding("brain", status.ok, status.text)
 
 
+def check_tls(settings: Settings) -> list[Finding]:
+    """Can the listener speak TLS, and for how long yet? And does anybody speak without it?"""
+    tls = settings.security.tls
+    beyond = settings.node.bind_host not in ("127.0.0.1", "::1", "localhost")
+    if tls is None:
+        text = "the listener speaks plain DICOM: names travel readable, and anybody may pose"
+        return [Finding("listener TLS", True, text)] if beyond else []
+    try:
+        listening_context(tls)
+        finding = _lasting("listener TLS", certificate_ends(tls.certificate_file))
+    except TlsFilesError as error:
+        return [Finding("listener TLS", False, str(error))]
+    asks = "senders must show a certificate" if tls.ca_file else "senders need no certificate"
+    return [replace(finding, text=f"{finding.text}; {asks}")]
+
+
+def _lasting(name: str, ends: datetime) -> Finding:
+    days = (ends - datetime.now(UTC)).days
+    if days < 0:
+        return Finding(name, False, f"the certificate expired on {ends:%Y-%m-%d}")
+    return Finding(name, True, f"the certificate lasts until {ends:%Y-%m-%d} ({days} days)")
+
+
+def _handshake(peer: Peer, settings: Settings) -> Finding:
+    """DICOM TLS with a peer, before anything is said over it."""
+    name = f"peer {peer.name}, TLS"
+    try:
+        agreed = shake_hands(peer, calling_context(peer), settings.delivery.timeout_s)
+    except (TlsFilesError, TlsRefusedError) as error:
+        return Finding(name, False, str(error))
+    except OSError as error:
+        return Finding(name, False, f"no connection: {error.strerror or type(error).__name__}")
+    if agreed.expires is None:
+        text = "its certificate is not checked (verify_tls = false)"
+        return Finding(name, True, f"{agreed.version}, {agreed.cipher}; {text}")
+    finding = _lasting(name, agreed.expires)
+    return replace(finding, text=f"{agreed.version}, {agreed.cipher}; {finding.text}")
+
+
+def _open_secrets(peer: Peer) -> list[Finding]:
+    """Files with secrets that others can read."""
+    found = []
+    for key in ("password_file", "token_file", "key_file"):
+        file: Path | None = getattr(peer, key)
+        if file is not None and file.is_file() and file.stat().st_mode & 0o077:
+            text = f"{key} can be read by others: chmod 600 {file}"
+            found.append(Finding(f"peer {peer.name}", False, text))
+    return found
+
+
 def check_peer(peer: Peer, settings: Settings) -> list[Finding]:
     """Does it answer in every way that it is configured to be spoken with?"""
     ways: list[tuple[str, Protocol, str]] = []
@@ -164,7 +224,8 @@ def check_peer(peer: Peer, settings: Settings) -> list[Finding]:
         ways.append(("QIDO-RS", "stow-rs", peer.dicomweb_url))
     if peer.orthanc_url is not None:
         ways.append(("REST /system", "orthanc-rest", peer.orthanc_url))
-    return [_knock(peer, settings, *way) for way in ways]
+    secure = [_handshake(peer, settings)] if peer.tls else []
+    return [*_open_secrets(peer), *secure, *(_knock(peer, settings, *way) for way in ways)]
 
 
 def _knock(peer: Peer, settings: Settings, service: str, protocol: Protocol, at: str) -> Finding:
@@ -188,8 +249,9 @@ def _in_the_clear(peer: Peer, at: str) -> str:
     if parts.scheme == "https":
         return "" if peer.verify_tls else "; its certificate is not checked (verify_tls = false)"
     here = parts.hostname in ("localhost", "127.0.0.1", "::1")
-    if parts.scheme == "http" and peer.user and not here:
-        return "; its password travels unencrypted (http)"
+    secret = "password" if peer.user else "token" if peer.token_file else ""
+    if parts.scheme == "http" and secret and not here:
+        return f"; its {secret} travels unencrypted (http)"
     return ""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from node import (
     trail,
     users,
 )
+from node.durable import PRIVATE
 
 
 def register(subparsers: Any) -> None:  # noqa: ANN401  # argparse names no public type for it
@@ -72,4 +74,5 @@ def _run_serve(arguments: argparse.Namespace) -> int:
 def _run_worker(arguments: argparse.Namespace) -> int:
     from node.worker import run_worker  # torch, and the engine
 
+    os.umask(PRIVATE)
     return run_worker(load_settings(arguments.config), arguments.index)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 SERVICE_LOCK = "service.lock"
 """In a data directory: the service that runs on it holds an flock on this file."""
+PRIVATE = 0o077
+"""Mask of a process that writes here: every file 0600, every directory 0700, whoever makes it."""
 PART_SUFFIX = ".part"
 """A name that ends so is unfinished work of a process that may be dead; nobody reads it."""
 

@@ -72,6 +72,21 @@ class DurableTables:
                 raise
             self._connection.execute("COMMIT")
 
+    @contextmanager
+    def _transaction_of_a_file(self) -> Iterator[sqlite3.Connection]:
+        """A change that a synchronised file tells as well: it is not waited for on disk.
+
+        Others see it at once, and the next ordinary transaction takes it to the disk with its own.
+        After a power cut it may be missing, never half there, and is made again from the file.
+        """
+        with self._lock:
+            self._connection.execute("PRAGMA synchronous=NORMAL")
+            try:
+                with self._transaction() as db:
+                    yield db
+            finally:
+                self._connection.execute("PRAGMA synchronous=FULL")
+
     def _rows(self, query: str, parameters: Sequence[object] = ()) -> list[sqlite3.Row]:
         with self._lock:
             return self._connection.execute(query, parameters).fetchall()

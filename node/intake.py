@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -28,6 +28,7 @@ from dicom.network.scp import (
     OUT_OF_RESOURCES,
     SUCCESS,
     Admission,
+    Networks,
     ReceivedObject,
     Refusal,
 )
@@ -60,10 +61,12 @@ from node.ledger import (
     SeriesRow,
     SeriesState,
 )
+from node.refusals import Refusals
 from node.spool import (
     Identity,
     RefusedObjectError,
     Spool,
+    TornFileError,
     dataset_digest,
     identify,
     same_content,
@@ -82,15 +85,24 @@ _LOCKS = 64  # two copies of one instance wait for each other; others rarely do
 def admission(settings: Settings) -> Admission:
     """Who may send, from the settings: by default the configured peers, from this machine."""
     named = [peer.ae_title for peer in settings.peers if peer.speaks_dimse]
-    titles = settings.security.calling_ae_titles or named
+    titles = {title.strip() for title in settings.security.calling_ae_titles or named}
+    networks_of: dict[str, Networks] = {}
+    for peer in settings.peers:
+        title = peer.ae_title.strip()
+        if peer.addresses and title in titles:
+            # Two peers may share an AE title: it comes from where either of them may be.
+            networks_of[title] = networks_of.get(title, ()) + _networks(peer.addresses)
     return Admission(
         ae_title=settings.node.ae_title,
-        calling_ae_titles=frozenset(title.strip() for title in titles),
-        networks=tuple(
-            ipaddress.ip_network(address, strict=False) for address in settings.security.addresses
-        ),
+        calling_ae_titles=frozenset(titles),
+        networks=_networks(settings.security.addresses),
         require_called_ae_title=settings.security.require_called_ae_title,
+        networks_of=networks_of,
     )
+
+
+def _networks(addresses: Iterable[str]) -> Networks:
+    return tuple(ipaddress.ip_network(address, strict=False) for address in addresses)
 
 
 class NoRoomError(OSError):
@@ -141,6 +153,7 @@ class Intake:
         """Of the disk that everything is on."""
         self._locks = [threading.Lock() for _ in range(_LOCKS)]
         self._sweeping = threading.Lock()
+        self._refusals = Refusals(self._write_refusal)
 
     def use_selection(self, selection: SelectionSettings) -> None:
         """Decide by these rules from now on; what is decided stays as it is."""
@@ -168,12 +181,9 @@ class Intake:
 
     def on_refusal(self, refusal: Refusal) -> None:
         """Note somebody whom the listener turned away."""
-        facts = {
-            "reason": refusal.reason,
-            "address": refusal.address,
-            "calling_ae_title": refusal.calling_ae_title,
-            "called_ae_title": refusal.called_ae_title,
-        }
+        self._refusals.note(refusal)
+
+    def _write_refusal(self, facts: Mapping[str, str | int]) -> None:
         log.warning("association.refused", **facts)
         with suppress(OSError):
             self._audit.append(AuditEvent.REFUSED, **facts)
@@ -185,7 +195,7 @@ class Intake:
             received.sop_instance_uid,
             received.transfer_syntax_uid,
         )
-        digest = dataset_digest(received.dataset)
+        digest = received.sha256 or dataset_digest(received.dataset)
         if not self.reserve.has_room_for(len(received.dataset)):
             if not self._is_here(identity.sop_instance_uid, digest):
                 return OUT_OF_RESOURCES
@@ -270,6 +280,7 @@ class Intake:
 
     def sweep(self) -> list[Job]:
         """Close every study that has been silent for the quiet period; the jobs that came of it."""
+        self._refusals.flush()
         with self._sweeping:
             jobs = []
             peer_answers = True
@@ -487,6 +498,7 @@ class Intake:
         acknowledged. Jobs may have been lost with the engine's database.
         """
         removed = self._spool.remove_parts()
+        self._take_up_slots()
         recorded = record_spool(self._spool, self._ledger)
         missing = self._ledger.oracle().missing_files
         if removed or recorded:
@@ -495,6 +507,21 @@ class Intake:
             log.error("spool.files-missing", instances=len(missing))
         for job in self._ledger.jobs(UNFINISHED):
             self._enqueue(job)
+
+    def _take_up_slots(self) -> None:
+        """What was received and synchronised, and lost its final name to a crash."""
+        for slot in self._spool.left_in_slots():
+            try:
+                file = self._spool.describe(slot)
+            except RefusedObjectError:
+                slot.unlink()  # empty, or not whole: nobody was told of it
+                continue
+            arrived = received_instance(
+                file.identity, file.digest, file.identity.path, file.calling_ae_title
+            )
+            self._keep(arrived, partial(self._spool.take_up, slot))
+            slot.unlink(missing_ok=True)  # a copy of what is there already
+            log.warning("spool.taken-up", instances=1)
 
     def discard_old(self, now: datetime | None = None) -> int:
         """Delete the images of series that came to a good end long enough ago; how many series.
@@ -562,6 +589,10 @@ def record_spool(spool: Spool, ledger: Ledger) -> int:
             continue
         try:
             file = spool.describe(path)
+        except TornFileError:
+            (spool.folder / path).unlink()  # of a power cut before anybody was told
+            log.warning("spool.torn-file")
+            continue
         except RefusedObjectError as error:
             # Not ours to delete: perhaps somebody wants to know where it came from.
             log.warning("spool.strange-file", reason=error.reason)

@@ -22,7 +22,7 @@ from pipeline.selection import Decision, Selection, choose
 
 if TYPE_CHECKING:
     from node.analysis import AnalysisOutcome
-    from pipeline.ensemble import Ensemble
+    from pipeline.ensemble import AnyEnsemble
     from pipeline.model_pack import ModelPack
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
@@ -153,7 +153,9 @@ def _process_nifti(
     return _with_loading_time(done, loaded_s)
 
 
-def _load(settings: Settings, on_stage: Callable[[str], None]) -> tuple[Ensemble, ModelPack, float]:
+def _load(
+    settings: Settings, on_stage: Callable[[str], None]
+) -> tuple[AnyEnsemble, ModelPack, float]:
     from node.analysis import load_segmenter
 
     on_stage("load model")

@@ -27,9 +27,10 @@ import structlog
 from config.settings import Settings
 from dicom.errors import StudyError
 from dicom.network.scp import StorageServer
+from dicom.network.tls import TlsFilesError, listening_context
 from node.audit import Audit
 from node.daily import SelfTests
-from node.durable import SERVICE_LOCK
+from node.durable import PRIVATE, SERVICE_LOCK
 from node.engine import Engine, FileIdentity, IdentityTakenError
 from node.follow import FollowedSources
 from node.intake import Intake, admission
@@ -202,7 +203,7 @@ class Node:
             enqueue=casework.submit,
         )
         intake.sources = sources = FollowedSources(settings, ledger, spool, intake, audit)
-        node = settings.node
+        node, tls = settings.node, settings.security.tls
         listener = StorageServer(
             node.bind_host,
             node.port,
@@ -210,6 +211,9 @@ class Node:
             intake.on_store,
             intake.on_refusal,
             casework.take_report,
+            limits=settings.security.limits,
+            tls=None if tls is None else listening_context(tls),
+            plain_port=None if tls is None else tls.plain_port,
         )
         deliveries = [delivery_queue(destination) for destination in settings.destinations]
         engine.launch([SERIES, *deliveries], know=[ANALYSIS])
@@ -343,6 +347,7 @@ def serve(
         1 when the node cannot start. Otherwise it does not return: the process ends with status 0,
         since threads of work under way cannot be ended and need not be.
     """
+    os.umask(PRIVATE)  # workers and decoders inherit it
     ended = threading.Event()
 
     def _end(_signal: int, _frame: FrameType | None) -> None:
@@ -366,6 +371,8 @@ def serve(
         return _cannot_start("service.identity-taken", error)
     except StudyError as error:
         return _cannot_start("service.no-model", error)
+    except TlsFilesError as error:
+        return _cannot_start("service.no-tls", error)
     except OSError as error:  # the port is taken, the directory is not ours, the disk is full
         return _cannot_start("service.cannot-start", error)
     while not ended.wait(TICK_S):

@@ -3,6 +3,12 @@
 `spool/<StudyInstanceUID>/<SeriesInstanceUID>/<SOPInstanceUID>.dcm`; objects that contradict an
 earlier one lie in `spool/conflicts`, those that are being fetched in `spool/incoming`. Files are
 0600, directories 0700.
+
+What a received image costs is the disk's synchronising, so there is one of them for each: it is
+written into an empty file of `spool/slots`, whose name was synchronised before with those of many
+others, and its final name is not waited for. After a power cut an image lies under either name,
+whole; what lies in a slot then is taken up at the next start (`node.intake.reconcile`). Each file
+holds length and digest of its dataset, so that one that is not whole is never taken for an image.
 """
 
 from __future__ import annotations
@@ -13,8 +19,10 @@ import re
 import secrets
 import shutil
 import struct
+import threading
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import astuple, dataclass
 from io import BytesIO
 from itertools import chain
 from pathlib import Path
@@ -25,13 +33,23 @@ from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_partial
 from pydicom.tag import BaseTag, Tag
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
 
 from dicom.attributes import text
+from dicom.deflate import dataset_inflates_too_far, inflates_too_far
 from dicom.network.scp import ReceivedObject
 from node.durable import PART_SUFFIX, sync_directory
 
 CONFLICTS = "conflicts"
 INCOMING = "incoming"
+SLOTS = "slots"
+SLOT_SUFFIX = ".slot"
+_SLOTS = 64  # made at once: one synchronising of their folder for so many images
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 _UID_LENGTH = 64
 _LAST_IDENTITY_TAG = Tag("SeriesInstanceUID")
@@ -39,6 +57,19 @@ _LONGEST_HEAD = 1 << 16  # of file meta information; a real one has some hundred
 _META_START = 144  # preamble, "DICM", and (0002,0000) itself, which counts from behind itself
 _IMPLEMENTATION_CLASS_UID = "2.25.204075155745473482069293061590640933257"
 """Of flairnode, in the file meta information that it writes."""
+_SEAL_CREATOR_UID = "2.25.204075155745473482069293061590640933258"
+"""Private Information Creator UID (PS3.10 7.1): length and SHA-256 of the dataset follow."""
+_SEAL = struct.Struct("<Q32s")
+_SHORT_LENGTH_VRS = frozenset(
+    b"AE AS AT CS DA DS DT FL FD IS LO LT PN SH SL SS ST TM UI UL US".split()
+)
+_LONG_LENGTH_VRS = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())
+_IDENTITY_TAGS = {0x0008_0016: 0, 0x0008_0018: 1, 0x0020_000D: 2, 0x0020_000E: 3}
+_QUICK_SYNTAXES = {ImplicitVRLittleEndian: False, ExplicitVRLittleEndian: True}
+"""Read without pydicom, which takes a millisecond for it; and whether they name their VRs. The
+compressed ones are explicit VR little endian, too."""
+_CHARACTER_SET_TAG = 0x0008_0005
+_UNDEFINED = 0xFFFF_FFFF
 
 
 class RefusedObjectError(Exception):
@@ -47,6 +78,13 @@ class RefusedObjectError(Exception):
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
         self.reason = reason
+
+
+class TornFileError(RefusedObjectError):
+    """A file that a power cut left: its bytes are not those that were received."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__("torn", f"{path} is not whole")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +129,14 @@ class Spool:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._free_slots: list[Path] = []
+        self._slots_lock = threading.Lock()
         _make_directories(folder)
+
+    @property
+    def slots(self) -> Path:
+        """For what is being received."""
+        return self.folder / SLOTS
 
     @property
     def incoming(self) -> Path:
@@ -103,20 +148,60 @@ class Spool:
         return shutil.disk_usage(self.folder).free
 
     def write(self, sent: ReceivedObject, path: Path) -> None:
-        """Write an object under its final name: written, synchronised, renamed, synchronised.
+        """Write an object: written, synchronised, renamed. It is durable when this returns.
 
         Raises:
             OSError: The disk is full or broken. Nothing is left under the final name.
         """
         final = self.folder / path
         _make_directories(final.parent)
-        part = final.with_name(f"{final.name}.{secrets.token_hex(4)}{PART_SUFFIX}")
+        slot, descriptor = self._open_slot()
         try:
-            self._write_part(part, sent)
-            self._rename(part, final)
+            try:
+                self._write_part(descriptor, sent)
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            slot.rename(final)
         except BaseException:
-            part.unlink(missing_ok=True)
+            slot.unlink(missing_ok=True)
             raise
+
+    def _open_slot(self) -> tuple[Path, int]:
+        """An empty file whose name is durable."""
+        for _ in range(_SLOTS):
+            slot = self._free_slot()
+            with suppress(FileNotFoundError):  # somebody tidied up
+                return slot, os.open(slot, os.O_WRONLY)
+        raise FileNotFoundError("the slots of the spool vanish")
+
+    def _free_slot(self) -> Path:
+        with self._slots_lock:
+            if not self._free_slots:
+                _make_directories(self.slots)
+                made = [self.slots / f"{secrets.token_hex(8)}{SLOT_SUFFIX}" for _ in range(_SLOTS)]
+                try:
+                    for slot in made:
+                        slot.touch(mode=0o600, exist_ok=False)
+                    sync_directory(self.slots)
+                except OSError:
+                    for slot in made:
+                        slot.unlink(missing_ok=True)
+                    raise
+                self._free_slots = made
+            return self._free_slots.pop()
+
+    def left_in_slots(self) -> list[Path]:
+        """Files that may hold an object whose final name a power cut took. Ask at start only."""
+        with self._slots_lock:
+            self._free_slots = []
+            return sorted(self.slots.glob(f"*{SLOT_SUFFIX}"))
+
+    def take_up(self, slot: Path, path: Path) -> None:
+        """Give what lies in a slot its final name: renamed, synchronised."""
+        final = self.folder / path
+        _make_directories(final.parent)
+        self._rename(slot, final)
 
     def receive(self, pieces: Iterable[bytes], sop_instance_uid: str, sender: str) -> Arrival:
         """Write a DICOM file as it comes in, piece by piece; `adopt` or `discard` it then.
@@ -148,13 +233,22 @@ class Spool:
         digest = hashlib.sha256()
         descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w+b") as file:
-            file.write(_encoded_meta(sop_class_uid, sop_instance_uid, transfer_syntax_uid, sender))
+            announced = (sop_class_uid, sop_instance_uid, transfer_syntax_uid, sender)
+            # The seal is of one length: its place is kept until the digest is known.
+            file.write(_encoded_meta(*announced, _SEAL.pack(0, bytes(32))))
+            length = 0
             for piece in chain((rest,), pieces):
                 digest.update(piece)
-                file.write(piece)
+                length += file.write(piece)
+            file.seek(0)
+            file.write(_encoded_meta(*announced, _SEAL.pack(length, digest.digest())))
             file.flush()
             os.fsync(file.fileno())
             file.seek(0)
+            if inflates_too_far(file):
+                raise RefusedObjectError(
+                    "decoder-limits", "it unpacks to more than any real object"
+                )
             header = _leading_elements(file)
         return Arrival(part, _identity(header, sop_class_uid, sop_instance_uid), digest.hexdigest())
 
@@ -168,13 +262,11 @@ class Spool:
         """Remove what was received and is not wanted; nothing happens once it was adopted."""
         arrival.part.unlink(missing_ok=True)
 
-    def _write_part(self, part: Path, sent: ReceivedObject) -> None:
-        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(_file_meta(sent))
-            file.write(sent.dataset)
-            file.flush()
-            os.fsync(file.fileno())
+    def _write_part(self, descriptor: int, sent: ReceivedObject) -> None:
+        for piece in (_file_meta(sent), sent.dataset):
+            left = memoryview(piece)
+            while left:
+                left = left[os.write(descriptor, left) :]
 
     def _rename(self, part: Path, final: Path) -> None:
         part.rename(final)
@@ -208,15 +300,21 @@ class Spool:
         """Read a file of the spool back.
 
         Raises:
+            TornFileError: It is not whole.
             RefusedObjectError: Not a file that the spool wrote.
         """
         content = (self.folder / path).read_bytes()
+        if not content[:_META_START].strip(b"\0"):
+            raise TornFileError(path)  # a name and a size that outlived a power cut, and no bytes
         try:
             meta = dcmread(BytesIO(content), specific_tags=[], stop_before_pixels=True).file_meta
             start = _dataset_offset(content)
         except (InvalidDicomError, ValueError, AttributeError) as error:
             raise RefusedObjectError("not-dicom", f"{path} is no file of the spool") from error
         dataset = content[start:]
+        digest = dataset_digest(dataset)
+        if not _seal_matches(meta, len(dataset), digest):
+            raise TornFileError(path)
         identity = identify(
             dataset,
             str(meta.MediaStorageSOPClassUID),
@@ -224,7 +322,7 @@ class Spool:
             str(meta.TransferSyntaxUID),
         )
         sender = text(meta, "SourceApplicationEntityTitle")
-        return SpooledFile(identity, dataset_digest(dataset), sender, path)
+        return SpooledFile(identity, digest, sender, path)
 
 
 def is_uid(value: str) -> bool:
@@ -232,13 +330,13 @@ def is_uid(value: str) -> bool:
     return len(value) <= _UID_LENGTH and _UID.fullmatch(value) is not None
 
 
-def dataset_digest(dataset: bytes) -> str:
+def dataset_digest(dataset: bytes | bytearray) -> str:
     """SHA-256 of an encoded dataset."""
     return hashlib.sha256(dataset).hexdigest()
 
 
 def identify(
-    dataset: bytes, sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str
+    dataset: bytes | bytearray, sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str
 ) -> Identity:
     """Study, series and instance of an encoded dataset; nothing behind them is read.
 
@@ -246,9 +344,70 @@ def identify(
         RefusedObjectError: It cannot be read, lacks a UID, has one that is none, or is another
             object than the one announced.
     """
+    quick = _quick_identity(dataset, transfer_syntax_uid)
+    if (
+        quick is not None
+        and (quick.sop_class_uid, quick.sop_instance_uid) == (sop_class_uid, sop_instance_uid)
+        and all(is_uid(uid) for uid in astuple(quick))
+    ):
+        return quick
+    return _careful_identity(dataset, sop_class_uid, sop_instance_uid, transfer_syntax_uid)
+
+
+def _careful_identity(
+    dataset: bytes | bytearray, sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str
+) -> Identity:
+    if transfer_syntax_uid == DeflatedExplicitVRLittleEndian and dataset_inflates_too_far(
+        BytesIO(dataset)
+    ):
+        raise RefusedObjectError("decoder-limits", "it unpacks to more than any real object")
     meta = _encoded_meta(sop_class_uid, sop_instance_uid, transfer_syntax_uid, "")
     header = _leading_elements(BytesIO(meta + dataset))
     return _identity(header, sop_class_uid, sop_instance_uid)
+
+
+def _quick_identity(dataset: bytes | bytearray, transfer_syntax_uid: str) -> Identity | None:
+    """The identity of a dataset that is encoded without any oddity; None: look carefully."""
+    syntax = UID(transfer_syntax_uid)
+    explicit = _QUICK_SYNTAXES.get(syntax, syntax.is_transfer_syntax and syntax.is_compressed)
+    if explicit not in _QUICK_SYNTAXES.values() or syntax == DeflatedExplicitVRLittleEndian:
+        return None
+    if syntax not in _QUICK_SYNTAXES and not explicit:
+        return None
+    found: list[str | None] = [None] * 4
+    at, before, end = 0, -1, len(dataset)
+    while at + 8 <= end:
+        group, element = struct.unpack_from("<HH", dataset, at)
+        tag = group << 16 | element
+        if tag > _LAST_IDENTITY_TAG:
+            break
+        if tag <= before or group < 0x0008:
+            return None
+        before = tag
+        vr = b"UI"
+        if not explicit:
+            (length,) = struct.unpack_from("<L", dataset, at + 4)
+            at += 8
+        elif (vr := bytes(dataset[at + 4 : at + 6])) in _SHORT_LENGTH_VRS:
+            (length,) = struct.unpack_from("<H", dataset, at + 6)
+            at += 8
+        elif vr in _LONG_LENGTH_VRS and at + 12 <= end:
+            (length,) = struct.unpack_from("<L", dataset, at + 8)
+            at += 12
+        else:
+            return None
+        if tag == _CHARACTER_SET_TAG and explicit and vr != b"CS":
+            return None  # pydicom reads it, whatever it is, before all else
+        if length == _UNDEFINED or at + length > end:
+            return None
+        if tag in _IDENTITY_TAGS:
+            if explicit and vr != b"UI":
+                return None
+            value = bytes(dataset[at : at + length])
+            found[_IDENTITY_TAGS[tag]] = value.rstrip(b"\0 ").decode("ascii", "replace")
+        at += length
+    sop_class, sop_instance, study, series = (uid or "" for uid in found)
+    return Identity(study, series, sop_instance, sop_class)
 
 
 def _identity(header: Dataset, sop_class_uid: str, sop_instance_uid: str) -> Identity:
@@ -339,13 +498,30 @@ def _read_meta(head: bytes) -> tuple[str, str]:
 
 
 def _file_meta(sent: ReceivedObject) -> bytes:
+    digest = sent.sha256 or dataset_digest(sent.dataset)
     return _encoded_meta(
-        sent.sop_class_uid, sent.sop_instance_uid, sent.transfer_syntax_uid, sent.calling_ae_title
+        sent.sop_class_uid,
+        sent.sop_instance_uid,
+        sent.transfer_syntax_uid,
+        sent.calling_ae_title,
+        _SEAL.pack(len(sent.dataset), bytes.fromhex(digest)),
     )
 
 
+def _seal_matches(meta: Dataset, length: int, digest: str) -> bool:
+    """Is the dataset the one that was received? True where the file holds no seal of ours."""
+    if text(meta, "PrivateInformationCreatorUID") != _SEAL_CREATOR_UID:
+        return True
+    seal = bytes(meta.PrivateInformation)
+    return seal == _SEAL.pack(length, bytes.fromhex(digest))
+
+
 def _encoded_meta(
-    sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str, sender: str
+    sop_class_uid: str,
+    sop_instance_uid: str,
+    transfer_syntax_uid: str,
+    sender: str,
+    seal: bytes = b"",
 ) -> bytes:
     # Written by hand: pydicom takes a millisecond of CPU for it, a fifth of all that is done here.
     elements = [
@@ -357,6 +533,9 @@ def _encoded_meta(
     ]
     if sender:
         elements.append(_element(0x0016, b"AE", sender.encode("ascii", "replace")))
+    if seal:
+        elements.append(_element(0x0100, b"UI", _SEAL_CREATOR_UID.encode("ascii")))
+        elements.append(_element(0x0102, b"OB", seal))
     rest = b"".join(elements)
     length = _element(0x0000, b"UL", struct.pack("<I", len(rest)))
     return b"\0" * 128 + b"DICM" + length + rest

@@ -1,4 +1,7 @@
-"""The members of a model pack, run over a prepared head. The only pipeline module with torch.
+"""The members of a model pack, run over a prepared head.
+
+Torch is in here, and in the modules that bring nnU-Net's own preprocessing (`nnunet_volume`) and
+read its checkpoints (`nnunet_import`); nowhere else in the pipeline.
 
 Mean of the members' logits, softmax after: what `nnUNetPredictor` does (nnunetv2 2.8.1,
 `predict_logits_from_preprocessed_data`). Three things are done otherwise, and
@@ -13,10 +16,10 @@ Mean of the members' logits, softmax after: what `nnUNetPredictor` does (nnunetv
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -36,16 +39,18 @@ from pipeline.model_pack import (
     ModelPackUnsupportedError,
     weights_path,
 )
+from pipeline.nnunet_plans import check_configuration, check_dataset, check_network
 from pipeline.preprocess import CanvasSpec
 
+if TYPE_CHECKING:
+    from pipeline.nnunet_volume import VolumeEnsemble
+
 Array = npt.NDArray[np.float32]
+AnyEnsemble: TypeAlias = "Ensemble | VolumeEnsemble"
 Mirroring = Literal["auto", "on", "off"]
 Precision = Literal["fp32", "bf16"]
 
 SLICES_PER_BATCH = {"cpu": 2, "cuda": 16}  # more is no faster on a CPU, and its cache is small
-ARCHITECTURES = "dynamic_network_architectures.architectures."
-LAYERS = "torch.nn."
-"""`plans.json` names classes, and nnU-Net imports whatever is named: only these places are."""
 
 
 class DeviceError(StudyError):
@@ -73,21 +78,21 @@ class Segmentation:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Ensemble:
+class Members:
     """The members of one pack on one device. Not for several threads at a time."""
 
     pack: ModelPack
-    canvas: CanvasSpec
     device: torch.device
     mirroring_axes: tuple[int, ...]
-    """Axes of (row, column) that every slice is mirrored along as well. Changes the result."""
+    """Axes of the network's input that every image is mirrored along as well: (row, column), or
+    (slice, row, column). Changes the result."""
     precision: Precision
     """fp32. bf16 halves the time on some CPUs and moves about 1 % of the lesion voxels."""
     threads: int
     """CPU threads of the network; 0 leaves torch's own choice."""
     _network: nn.Module
     _members: tuple[dict[str, Tensor], ...]
-    """Weights of each member in half precision; copied into the one network in turn."""
+    """Weights of each member as they are stored; copied into the one network in turn."""
     slices_per_batch: int = 0
     """0: as many as suit the device."""
 
@@ -117,14 +122,13 @@ class Ensemble:
             ModelPackError: The weights do not fit the network that `plans.json` describes.
             ModelPackUnsupportedError: The pack asks for something this version does not do.
         """
-        canvas = pack.manifest.canvas_spec()
+        cls.check_feeding(pack)
         target = _device(device)
         network = build_network(pack)
         members = tuple(_member_weights(pack, fold, network) for fold in pack.manifest.folds)
         mirrored = mirroring == "on" or (mirroring == "auto" and target.type != "cpu")
         return cls(
             pack=pack,
-            canvas=canvas,
             device=target,
             mirroring_axes=pack.manifest.mirroring_axes if mirrored else (),
             precision=precision,
@@ -133,6 +137,15 @@ class Ensemble:
             _members=members,
         )
 
+    @staticmethod
+    def check_feeding(pack: ModelPack) -> None:
+        """Whether the pack is fed in the way of the class.
+
+        Raises:
+            ModelPackUnsupportedError: It is not.
+        """
+        raise NotImplementedError
+
     def settings(self) -> dict[str, JsonValue]:
         """What changes the result beside the pack, as it came out of `auto`."""
         return {"mirroring_axes": list(self.mirroring_axes), "precision": self.precision}
@@ -140,6 +153,55 @@ class Ensemble:
     def slice_by_slice(self) -> Self:
         """The same members with the least memory: one slice at a time, and as slow."""
         return replace(self, slices_per_batch=1)
+
+    def _take(self, member: Mapping[str, Tensor]) -> None:
+        for name, parameter in self._network.named_parameters():
+            parameter.data.copy_(member[name])
+
+    def _mirrored(self, batch: Tensor) -> Tensor:
+        """Mean over the mirror images, in nnU-Net's order."""
+        axes = [axis + 2 for axis in self.mirroring_axes]
+        combinations = [
+            chosen
+            for count in range(1, len(axes) + 1)
+            for chosen in itertools.combinations(axes, count)
+        ]
+        logits = self._forward(batch)
+        for chosen in combinations:
+            logits += torch.flip(self._forward(torch.flip(batch, chosen)), chosen)
+        return logits / (len(combinations) + 1)
+
+    def _forward(self, batch: Tensor) -> Tensor:
+        reduced = self.precision == "bf16"
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=reduced):
+            logits: Tensor = self._network(batch)
+        return logits.float()
+
+    def _refuse_not_finite(self, logits: Tensor) -> None:
+        if not torch.isfinite(logits).all():
+            raise NetworkOutputError(
+                f"{int((~torch.isfinite(logits)).sum())} logits of {logits.numel()} are not"
+                f" finite (pack {self.pack.name} {self.pack.version})"
+            )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ensemble(Members):
+    """The members of a canvas pack: each slice goes through the network whole."""
+
+    @staticmethod
+    def check_feeding(pack: ModelPack) -> None:
+        """Whether the pack has a canvas.
+
+        Raises:
+            ModelPackUnsupportedError: It has none.
+        """
+        pack.manifest.canvas_spec()
+
+    @property
+    def canvas(self) -> CanvasSpec:
+        """What the network is fed."""
+        return self.pack.manifest.canvas_spec()
 
     def segment(self, images: Array) -> Segmentation:
         """Probability of a lesion, and how far the members disagree about it.
@@ -195,39 +257,33 @@ class Ensemble:
     def _logits_of_members(self, stack: Tensor) -> Iterator[Tensor]:
         """(classes, slices, rows, columns) on the CPU, for one member after the other."""
         for weights in self._members:
-            with _settings(self.threads), torch.inference_mode():
-                for name, parameter in self._network.named_parameters():
-                    parameter.data.copy_(weights[name])
+            with running(self.threads):
+                self._take(weights)
                 logits = torch.empty((2, *stack.shape), dtype=torch.float32)
                 step = self.slices_per_batch or SLICES_PER_BATCH.get(self.device.type, 1)
                 for first in range(0, len(stack), step):
                     batch = stack[first : first + step, None].to(self.device)
                     logits[:, first : first + len(batch)] = self._mirrored(batch).transpose(0, 1)
-                if not torch.isfinite(logits).all():
-                    raise NetworkOutputError(
-                        f"{int((~torch.isfinite(logits)).sum())} logits of {logits.numel()} are not"
-                        f" finite (pack {self.pack.name} {self.pack.version})"
-                    )
+                self._refuse_not_finite(logits)
             yield logits
 
-    def _mirrored(self, batch: Tensor) -> Tensor:
-        """Mean over the mirror images, in nnU-Net's order."""
-        axes = [axis + 2 for axis in self.mirroring_axes]
-        combinations = [
-            chosen
-            for count in range(1, len(axes) + 1)
-            for chosen in itertools.combinations(axes, count)
-        ]
-        logits = self._forward(batch)
-        for chosen in combinations:
-            logits += torch.flip(self._forward(torch.flip(batch, chosen)), chosen)
-        return logits / (len(combinations) + 1)
 
-    def _forward(self, batch: Tensor) -> Tensor:
-        reduced = self.precision == "bf16"
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=reduced):
-            logits: Tensor = self._network(batch)
-        return logits.float()
+def load_ensemble(
+    pack: ModelPack,
+    *,
+    device: str = "auto",
+    mirroring: Mirroring = "auto",
+    threads: int = 0,
+    precision: Precision = "fp32",
+) -> AnyEnsemble:
+    """The ensemble of any pack, warm; see `Members.load` for the arguments and errors."""
+    kind: type[Ensemble | VolumeEnsemble] = Ensemble
+    if pack.manifest.canvas is None:
+        # nnU-Net's preprocessing brings pandas and more, which canvas packs need not wait for.
+        from pipeline.nnunet_volume import VolumeEnsemble
+
+        kind = VolumeEnsemble
+    return kind.load(pack, device=device, mirroring=mirroring, threads=threads, precision=precision)
 
 
 def build_network(pack: ModelPack) -> nn.Module:
@@ -241,52 +297,54 @@ def build_network(pack: ModelPack) -> nn.Module:
             `preprocess` makes, or classes from elsewhere than nnU-Net and torch.
     """
     configuration = _configuration(pack)
-    try:
-        architecture = configuration["architecture"]
-        class_name = architecture["network_class_name"]
-        arguments = architecture["arch_kwargs"]
-        to_import = architecture["_kw_requires_import"]
-        imported = [arguments[name] for name in to_import if arguments[name] is not None]
-    except (KeyError, TypeError) as error:
-        raise ModelPackError(f"{PLANS} describes no network: {error!r}") from error
-    for path, place in [(class_name, ARCHITECTURES), *((layer, LAYERS) for layer in imported)]:
-        if not isinstance(path, str) or not path.startswith(place):
-            raise ModelPackUnsupportedError(f"{PLANS} names {path!r}, which is not in {place}*")
-    try:
-        network: nn.Module = get_network_from_plans(
-            class_name,
-            arguments,
-            to_import,
-            input_channels=1,
-            output_channels=2,
-            allow_init=False,
-            deep_supervision=False,
-        )
-    except (ImportError, TypeError, ValueError, AssertionError) as error:
-        raise ModelPackError(f"{PLANS}: the network cannot be built: {error}") from error
+    network = network_of(configuration)
     if buffers := [name for name, _ in network.named_buffers()]:
         raise ModelPackUnsupportedError(f"the network keeps running statistics: {buffers[:3]}")
     return network
 
 
-def _configuration(pack: ModelPack) -> dict[str, Any]:
+def network_of(configuration: Mapping[str, Any]) -> nn.Module:
+    """The network of a configuration, of one channel and two classes, not yet looked at closely.
+
+    Raises:
+        NetworkNotSupportedError: Classes from elsewhere than nnU-Net and torch, or absurd sizes.
+        ModelPackError: No network is described, or none can be built so.
+    """
+    check_network(configuration, len(configuration["patch_size"]))
+    architecture = configuration["architecture"]
+    try:
+        network: nn.Module = get_network_from_plans(
+            architecture["network_class_name"],
+            architecture["arch_kwargs"],
+            architecture["_kw_requires_import"],
+            input_channels=1,
+            output_channels=2,
+            allow_init=False,
+            deep_supervision=False,
+        )
+    except (
+        ImportError, TypeError, ValueError, AssertionError, RuntimeError, AttributeError,
+        ArithmeticError, LookupError,
+    ) as error:  # fmt: skip
+        raise ModelPackError(f"{PLANS}: the network cannot be built: {error}") from error
+    return network
+
+
+def _configuration(pack: ModelPack) -> Mapping[str, Any]:
     """The configuration of `plans.json`, once it and `dataset.json` agree with the manifest."""
-    manifest, plans, dataset = pack.manifest, pack.read_json(PLANS), pack.read_json(DATASET)
+    manifest, plans = pack.manifest, pack.read_json(PLANS)
+    check_dataset(pack.read_json(DATASET))
+    if manifest.canvas is None:
+        return check_configuration(plans, manifest.configuration)
     try:
         configuration: dict[str, Any] = dict(plans["configurations"][manifest.configuration])
-        channels = len(dataset["channel_names"])
-        classes = sorted(map(str, dataset["labels"].values()))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ModelPackError(f"{PLANS} or {DATASET} is not nnU-Net's: {error!r}") from error
-    if channels != 1:
-        raise ModelPackUnsupportedError(f"the network takes {channels} image channels, not one")
-    if classes != ["0", "1"]:
-        raise ModelPackUnsupportedError("the network tells other classes than background, lesion")
+        raise ModelPackError(f"{PLANS} is not nnU-Net's: {error!r}") from error
     if configuration.get("normalization_schemes") != ["NoNormalization"]:
         raise ModelPackUnsupportedError(
             "nnU-Net would normalise once more: a canvas pack is trained with `noNorm`"
         )
-    canvas = manifest.canvas_spec()
+    canvas = manifest.canvas
     if configuration.get("patch_size") != [canvas.rows, canvas.columns]:
         raise ModelPackUnsupportedError(
             f"patch {configuration.get('patch_size')} is not the canvas"
@@ -324,15 +382,18 @@ def _member_weights(pack: ModelPack, fold: int, network: nn.Module) -> dict[str,
 
 
 @contextmanager
-def _settings(threads: int) -> Iterator[None]:
-    """Threads as asked, and no algorithm that differs from one run to the next."""
+def running(threads: int) -> Iterator[None]:
+    """For the network: threads as asked, no gradients, and the same algorithms in every run."""
     before = torch.get_num_threads()
     if threads > 0:
         torch.set_num_threads(threads)
     try:
         # TF32 and cuDNN's timing of algorithms would each change the mask between two runs.
-        with torch.backends.cudnn.flags(
-            enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+        with (
+            torch.backends.cudnn.flags(
+                enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+            ),
+            torch.inference_mode(),
         ):
             yield
     finally:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -39,11 +39,28 @@ class CanvasSegmentation(Protocol):
         """Standard deviation of the members' probabilities."""
 
 
-class Segmenter(Protocol):
-    """An ensemble that is loaded and warm (`pipeline.ensemble.Ensemble`)."""
+class CanvasSegmenter(Protocol):
+    """An ensemble of a canvas pack, loaded and warm (`pipeline.ensemble.Ensemble`)."""
 
     def segment(self, images: npt.NDArray[np.float32]) -> CanvasSegmentation:
         """Segment (slices, rows, columns) canvas images."""
+
+
+Timed = Callable[[str], AbstractContextManager[None]]
+"""Told the name of a stage, times what is done within (`Stopwatch`)."""
+
+
+@runtime_checkable
+class VolumeSegmenter(Protocol):
+    """An ensemble that brings nnU-Net's own preprocessing (`pipeline.nnunet_volume`)."""
+
+    def segment_volume(
+        self, volume: Volume, brain: BrainMask, stage: Timed
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Probability and disagreement, as above, on the grid of the volume."""
+
+
+Segmenter: TypeAlias = CanvasSegmenter | VolumeSegmenter
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -107,17 +124,10 @@ def analyse(
         gate(volume)
     with stage("brain"):
         brain = brain or extract(volume)
-    with stage("preprocess"):
-        prepared = prepare(volume, brain, manifest.canvas_spec())
-    with stage("segment"):
-        segmentation = segmenter.segment(prepared.images)
-    with stage("restore"):
-        probability, disagreement = restore(
-            np.stack([segmentation.probability, segmentation.disagreement]), prepared.placement
-        )
+    said = _segment(volume, brain, segmenter, manifest, stage)
     with stage("lesions"):
         lesions = find_lesions(
-            probability, disagreement, volume, brain, manifest, prepared.core_median
+            said.probability, said.disagreement, volume, brain, manifest, said.core_median
         )
         findings = measure(lesions)
     anatomy = None
@@ -129,3 +139,29 @@ def analyse(
         also = (*flags, *region_flags(anatomy))
         quality = judge(volume, brain, lesions, findings, manifest, also)
     return Analysis(volume, brain, lesions, findings, quality, stage.timing_s, anatomy)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Said:
+    """What the ensemble says of every voxel of the source, 0 where it was not asked."""
+
+    probability: npt.NDArray[np.float32]
+    disagreement: npt.NDArray[np.float32]
+    core_median: float | None
+    """The unit of the leak rule, which only canvas packs have."""
+
+
+def _segment(
+    volume: Volume, brain: BrainMask, segmenter: Segmenter, manifest: Manifest, stage: Timed
+) -> _Said:
+    if isinstance(segmenter, VolumeSegmenter):
+        return _Said(*segmenter.segment_volume(volume, brain, stage), core_median=None)
+    with stage("preprocess"):
+        prepared = prepare(volume, brain, manifest.canvas_spec())
+    with stage("segment"):
+        segmentation = segmenter.segment(prepared.images)
+    with stage("restore"):
+        probability, disagreement = restore(
+            np.stack([segmentation.probability, segmentation.disagreement]), prepared.placement
+        )
+    return _Said(probability, disagreement, prepared.core_median)

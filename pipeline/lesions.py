@@ -42,13 +42,13 @@ def find_lesions(
     volume: Volume,
     brain: BrainMask,
     manifest: Manifest,
-    core_median: float,
+    core_median: float | None,
 ) -> LesionMap:
     """Group probable voxels into lesions and number them.
 
     A lesion is a 3-D component (26-connectivity) of voxels whose probability is greater than the
     pack's threshold and which lie where the network saw the image: in the brain mask or within the
-    canvas's `dilation_mm` of it, in the axial plane. Components smaller than the minimum volume are
+    pack's `dilation_mm` of it, in the axial plane. Components smaller than the minimum volume are
     dropped, then those that the leak rule takes for leftovers of the skull strip.
 
     Args:
@@ -57,13 +57,17 @@ def find_lesions(
         volume: The source, for the intensities that the leak rule looks at.
         brain: Mask on the grid of the volume.
         manifest: Of the pack: threshold, minimum volume, dilation, leak rule.
-        core_median: Median intensity of the deep brain (`Prepared.core_median`).
+        core_median: Median intensity of the deep brain (`Prepared.core_median`). None: not taken,
+            of a pack that has no leak rule.
 
     Returns:
         The same labels for the same input, whatever the order in which components were met.
+
+    Raises:
+        ValueError: The pack has a leak rule and no core median is given.
     """
     grid = volume.grid
-    view, dilation_mm = axial_view(grid), manifest.canvas_spec().dilation_mm
+    view, dilation_mm = axial_view(grid), manifest.dilation_mm
     seen = dilate_in_plane_mm(view.apply(brain.mask), view.grid.spacing_mm, dilation_mm)
     candidates = (probability > manifest.threshold) & view.invert(seen)
     components = np.empty(candidates.shape, np.int32)
@@ -75,6 +79,8 @@ def find_lesions(
     large = voxels * voxel_mm3 >= manifest.minimum_lesion_mm3 * (1.0 - 1e-9)
     leaks = np.zeros(len(numbers), bool)
     if manifest.leak_rule is not None:
+        if core_median is None:
+            raise ValueError("the leak rule is in core medians, and none was taken")
         means = ndimage.mean(volume.voxels, components, numbers)
         limit = manifest.leak_rule.core_median_factor * core_median
         bright = np.flatnonzero(large & (means > limit))

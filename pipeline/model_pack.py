@@ -4,7 +4,8 @@ A pack is a folder::
 
     manifest.json                  Manifest: how to feed the network, what it is for, file digests
     plans.json, dataset.json       nnU-Net's own, which say how the network is built
-    fold_N/weights.safetensors     one per member, stored in fp16, computed in fp32
+    fold_N/weights.safetensors     one per member, stored in fp16 (imported ones in fp32, as they
+                                   came), computed in fp32
     card.md                        for people
 
 Nothing in it is ever unpickled. A pack is used only if every file has the digest that the manifest
@@ -19,7 +20,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -77,8 +78,10 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
-Version = Annotated[str, Field(pattern=r"^[0-9A-Za-z][0-9A-Za-z.+]{0,31}$")]
+NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,63}$"
+VERSION_PATTERN = r"^[0-9A-Za-z][0-9A-Za-z.+]{0,31}$"
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+Version = Annotated[str, Field(pattern=VERSION_PATTERN)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -104,6 +107,22 @@ class Canvas(_Part):
     normalisation: Literal["starter", "paper"]
     dilation_mm: NotNegative
     """The brain mask is dilated by this much before voxels outside it are set to zero."""
+
+
+class NnUNetInput(_Part):
+    """What a network with nnU-Net's own preprocessing is given.
+
+    Crop, scale and resampling are in `plans.json`.
+    """
+
+    image: Literal["brain", "head"]
+    """`brain`: zero outside the widened brain mask, for networks trained on stripped images.
+    `head`: as acquired; the mask only says where a lesion may lie."""
+    orientation: Annotated[str, Field(pattern=r"^[LR][AP][IS]$")] = "LPS"
+    """Where columns, rows and slices of the axial view run to. nnU-Net takes a file as it lies, so
+    this is how the files that it was trained on lay; its reorienting readers make RAS."""
+    dilation_mm: NotNegative = 2.0
+    """The brain mask is widened in plane by this much, as for a canvas."""
 
 
 class Extractor(_Part):
@@ -159,14 +178,15 @@ class Description(_Part):
     version: Version
     status: Literal["research", "clinical"]
     """`research` is sent only to destinations that say so, with a banner in every object."""
-    configuration: Literal["2d"] = "2d"
+    configuration: Literal["2d", "3d_fullres"] = "2d"
     preprocessing: Literal["canvas", "nnunet"] = "canvas"
     """`canvas`: `pipeline.preprocess`. `nnunet`: imported stock results bring their own."""
     canvas: Canvas | None = None
+    nnunet: NnUNetInput | None = None
     extractors: tuple[Extractor, ...] = ()
-    mirroring_axes: tuple[Literal[0, 1], ...] = ()
-    """Axes of (row, column) the network may be mirrored along: nnU-Net's
-    `inference_allowed_mirroring_axes`. The starter allows left-right only, (1,)."""
+    mirroring_axes: tuple[Literal[0, 1, 2], ...] = ()
+    """Axes of (row, column), or of (slice, row, column) in 3d_fullres, the network may be mirrored
+    along: nnU-Net's `inference_allowed_mirroring_axes`. The starter: left-right only, (1,)."""
     threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """A voxel belongs to a lesion if its probability is greater: at 0.5 that is the argmax."""
     minimum_lesion_mm3: NotNegative
@@ -174,8 +194,9 @@ class Description(_Part):
     leak_rule: LeakRule | None = None
     folds: Annotated[tuple[Annotated[int, Field(ge=0, le=99)], ...], Field(min_length=1)]
     """In the order in which the members are averaged."""
-    patient_folds: bool
-    """True: member k never saw the patients of fold k. False: members differ by seed alone."""
+    patient_folds: bool | None
+    """True: member k never saw the patients of fold k. False: members differ by seed alone. None:
+    not known, of an imported pack."""
     validated_geometry: ValidatedGeometry | None = None
     training_data: Summary
     validation: Summary
@@ -190,6 +211,14 @@ class Description(_Part):
     def _consistent(self) -> Self:
         if (self.preprocessing == "canvas") != (self.canvas is not None):
             raise ValueError("`canvas` is given exactly when preprocessing is 'canvas'")
+        if (self.preprocessing == "nnunet") != (self.nnunet is not None):
+            raise ValueError("`nnunet` is given exactly when preprocessing is 'nnunet'")
+        if self.canvas is not None and self.configuration != "2d":
+            raise ValueError("a canvas holds one slice: its configuration is '2d'")
+        if self.canvas is None and self.leak_rule is not None:
+            raise ValueError("`leak_rule` is in core medians, which only a canvas pack takes")
+        if self.configuration == "2d" and 2 in self.mirroring_axes:
+            raise ValueError("`mirroring_axes` of a 2d network are 0 and 1")
         for field in (self.folds, self.mirroring_axes):
             if len(set(field)) != len(field):
                 raise ValueError(f"{field} names one entry twice")
@@ -203,10 +232,15 @@ class Description(_Part):
         """
         if self.canvas is None:
             raise ModelPackUnsupportedError(
-                f"pack {self.name} has preprocessing {self.preprocessing!r}; this version of"
-                " flairnode runs 'canvas' only"
+                f"pack {self.name} has preprocessing {self.preprocessing!r} and no canvas"
             )
         return CanvasSpec(**dict(self.canvas))
+
+    @property
+    def dilation_mm(self) -> float:
+        """How far beyond the brain mask, in the axial plane, the network sees and may answer."""
+        feeding = self.canvas or self.nnunet
+        return 0.0 if feeding is None else feeding.dilation_mm
 
 
 class Manifest(Description):
@@ -266,7 +300,7 @@ class ModelPack:
 
     def read_json(self, relative: str) -> dict[str, Any]:
         """A JSON object of the pack (`plans.json`, `dataset.json`)."""
-        return _parse_object(self.read(relative), relative)
+        return parse_object(self.read(relative), relative)
 
 
 def weights_path(fold: int) -> str:
@@ -307,7 +341,7 @@ def read_manifest(path: Path) -> tuple[Manifest, str]:
         raise ModelPackNotFoundError(f"no model pack at {path}: there is no {MANIFEST}")
     if file.stat().st_size > LARGEST_MANIFEST_BYTES:
         raise ModelPackError(f"{file} is {file.stat().st_size} bytes: no manifest is that large")
-    stored = _parse_object(file.read_bytes(), MANIFEST)
+    stored = parse_object(file.read_bytes(), MANIFEST)
     try:
         manifest = Manifest.model_validate_json(json.dumps(stored))
     except ValidationError as error:
@@ -382,6 +416,8 @@ def write_pack(
     dataset_json: Mapping[str, Any],
     weights: Mapping[int, Weights],
     card: str,
+    stored: Literal["fp16", "fp32"] = "fp16",
+    check: Callable[[ModelPack], object] | None = None,
 ) -> ModelPack:
     """Write a pack, all or nothing: the folder appears once everything in it was checked.
 
@@ -390,11 +426,14 @@ def write_pack(
         description: The manifest but for the digests.
         plans: nnU-Net's `plans.json`, which describes the network.
         dataset_json: nnU-Net's `dataset.json`.
-        weights: Parameters of every fold of `description.folds`. Stored as fp16.
+        weights: Parameters of every fold of `description.folds`.
         card: Markdown.
+        stored: How weights are stored: fp16 halves a pack; fp32 keeps another trainer's to the bit.
+        check: Looks at the pack before it appears, and raises if it will not do.
 
     Raises:
-        ModelPackError: The path exists, folds and weights differ, or a weight overflows fp16.
+        ModelPackError: The path exists, folds and weights differ, or a weight is not finite as it
+            would be stored.
     """
     if path.exists():
         raise ModelPackError(f"{path} exists: a pack is never overwritten")
@@ -404,7 +443,10 @@ def write_pack(
         PLANS: _pretty_json(plans),
         DATASET: _pretty_json(dataset_json),
         CARD: card.encode(),
-        **{weights_path(fold): save(_half(weights[fold], fold)) for fold in description.folds},
+        **{
+            weights_path(fold): save(_as_stored(weights[fold], fold, stored))
+            for fold in description.folds
+        },
     }
     manifest = Manifest(
         **dict(description),
@@ -417,7 +459,9 @@ def write_pack(
             (staged / name).parent.mkdir(parents=True, exist_ok=True)
             (staged / name).write_bytes(data)
         (staged / MANIFEST).write_bytes(_pretty_json(manifest.model_dump(mode="json")))
-        load_pack(staged)
+        whole = load_pack(staged)
+        if check is not None:
+            check(whole)
         staged.rename(path)
     return load_pack(path)
 
@@ -453,24 +497,33 @@ def install_pack(source: Path, folder: Path) -> ModelPack:
     return load_pack(target)
 
 
-def _half(weights: Weights, fold: int) -> dict[str, npt.NDArray[np.float16]]:
+def _as_stored(
+    weights: Weights, fold: int, stored: Literal["fp16", "fp32"]
+) -> dict[str, npt.NDArray[np.floating[Any]]]:
+    dtype, words = (np.float16, "half") if stored == "fp16" else (np.float32, "single")
     # An overflow is looked for below, by name; numpy's warning would not say where.
     with np.errstate(over="ignore"):
-        half = {
-            name: np.ascontiguousarray(tensor, dtype=np.float16)
+        converted: dict[str, npt.NDArray[np.floating[Any]]] = {
+            name: np.ascontiguousarray(tensor, dtype=dtype)
             for name, tensor in sorted(weights.items())
         }
-    for name, tensor in half.items():
+    for name, tensor in converted.items():
         if not np.isfinite(tensor).all():
-            raise ModelPackError(f"fold {fold}: {name} is not finite in half precision")
-    return half
+            raise ModelPackError(f"fold {fold}: {name} is not finite in {words} precision")
+    return converted
 
 
 def _pretty_json(value: object) -> bytes:
     return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
 
 
-def _parse_object(content: bytes, name: str) -> dict[str, Any]:
+def parse_object(content: bytes, name: str) -> dict[str, Any]:
+    """The JSON object in a file; `name` is for the message.
+
+    Raises:
+        ModelPackError: Not JSON, no object, a key twice, or NaN.
+    """
+
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         keys = [key for key, _ in pairs]
         if len(set(keys)) != len(keys):

@@ -614,9 +614,17 @@ def _origin_flags(brain: BrainMask, manifest: Manifest) -> Iterator[Flag]:
 
 def _geometry_flags(grid: Grid, manifest: Manifest) -> Iterator[Flag]:
     validated = manifest.validated_geometry
-    if validated is None:
-        return
     slice_mm, *pixel_mm = grid.spacing_mm
+    if validated is None:
+        if manifest.preprocessing == "nnunet":
+            yield Flag(
+                "geometry-not-validated",
+                f"Slices are {slice_mm:.2f} mm apart, pixels"
+                f" {' x '.join(f'{value:.2f}' for value in pixel_mm)} mm; nothing is known of the"
+                " spacings that the model was tried on.",
+                "review",
+            )
+        return
     checks = (
         ("slice-spacing-not-validated", "Slices are", [slice_mm], validated.slice_spacing_mm),
         ("pixel-spacing-not-validated", "Pixels are", pixel_mm, validated.pixel_spacing_mm),

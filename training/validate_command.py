@@ -309,14 +309,14 @@ def load_model(
         return None
     from config.loader import load_settings
     from pipeline.brain_tools import require_extractor
-    from pipeline.ensemble import Ensemble
+    from pipeline.ensemble import load_ensemble
     from pipeline.model_pack import find_pack, load_pack
     from training.validate import Model
 
     settings = load_settings(config)
     pack = load_pack(find_pack(name or settings.pipeline.model, folders=(settings.node.packs_dir,)))
     shared = 0 if processes == 1 else max(1, (os.cpu_count() or 1) // processes)
-    ensemble = Ensemble.load(
+    ensemble = load_ensemble(
         pack,
         device=settings.pipeline.device,
         mirroring=settings.pipeline.mirroring,

@@ -142,10 +142,19 @@ def answer_report(
 ) -> tuple[int, Dataset | None]:
     """Status of an N-EVENT-REPORT: what `on_report` makes of it, or that nothing could be made."""
     try:
-        report = _report(event.event_information)
+        information = event.event_information
     except Exception:  # noqa: BLE001  # whatever a peer sent, it gets an answer
         return PROCESSING_FAILURE, None
-    return on_report(report), None
+    return answer_information(information, on_report), None
+
+
+def answer_information(information: Dataset, on_report: Callable[[CommitmentReport], int]) -> int:
+    """The same, once what was reported is decoded."""
+    try:
+        report = _report(information)
+    except Exception:  # noqa: BLE001  # whatever a peer sent, it gets an answer
+        return PROCESSING_FAILURE
+    return on_report(report)
 
 
 def _report(information: Dataset) -> CommitmentReport:

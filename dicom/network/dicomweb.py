@@ -24,7 +24,7 @@ import requests
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
-from requests.auth import HTTPBasicAuth
+from requests.auth import AuthBase, HTTPBasicAuth
 
 from config.settings import Peer
 from dicom.attributes import number, text
@@ -337,6 +337,27 @@ class _Session(requests.Session):
         return super().request(*args, **options)
 
 
+class _Bearer(AuthBase):
+    """A token (RFC 6750), read at each request: others renew the file."""
+
+    def __init__(self, peer: Peer) -> None:
+        self._peer = peer
+        self._read()
+
+    def _read(self) -> str:
+        try:
+            token = self._peer.token()
+        except (OSError, UnicodeDecodeError) as error:
+            raise PeerError(f"the token_file of {self._peer.name} cannot be read") from error
+        if not token or not token.isprintable():
+            raise PeerError(f"the token_file of {self._peer.name} holds no token")
+        return token
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.headers["Authorization"] = f"Bearer {self._read()}"
+        return request
+
+
 def web_session(peer: Peer, timeout_s: float = DEFAULT_TIMEOUT_S) -> requests.Session:
     """Connections to a peer's web addresses, with its user and its certificates.
 
@@ -351,6 +372,12 @@ def web_session(peer: Peer, timeout_s: float = DEFAULT_TIMEOUT_S) -> requests.Se
     session.verify = str(peer.ca_file) if peer.ca_file is not None else True
     if not peer.verify_tls:
         session.verify = False
+    if peer.certificate_file is not None and peer.key_file is not None:
+        if not (peer.certificate_file.is_file() and peer.key_file.is_file()):
+            raise PeerError(f"the certificate or the key for {peer.name} cannot be read")
+        session.cert = (str(peer.certificate_file), str(peer.key_file))
+    if peer.token_file is not None:
+        session.auth = _Bearer(peer)
     if peer.user:
         try:
             # As bytes, since requests would encode text as Latin-1 (RFC 7617 prefers UTF-8).

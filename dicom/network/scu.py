@@ -7,6 +7,7 @@ no are different errors, since only the first heals by waiting.
 from __future__ import annotations
 
 import socket
+import ssl
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +27,13 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]  # filled at im
 
 from config.settings import Peer
 from dicom.attributes import number, text
+from dicom.network.tls import (
+    TlsFilesError,
+    TlsRefusedError,
+    calling_context,
+    name_of,
+    shake_hands,
+)
 
 DEFAULT_TIMEOUT_S = 30.0
 MAXIMUM_CONTEXTS = 128  # PS3.8 9.3.2.2: context ids are odd, 1 to 255
@@ -251,12 +259,14 @@ def association_with(
     entity.acse_timeout = timeout_s
     entity.dimse_timeout = timeout_s
     entity.network_timeout = timeout_s
+    secure = _tls(peer)
     association = entity.associate(
         peer.host,
         peer.port,
         contexts=list(contexts),
         ae_title=peer.ae_title,
         evt_handlers=[(evt.EVT_CONN_OPEN, _send_without_delay), *handlers],
+        tls_args=None if secure is None else (secure, name_of(peer)),
     )
     if not association.is_established:
         where = f"{peer.name} ({peer.ae_title} at {peer.host}:{peer.port})"
@@ -266,12 +276,37 @@ def association_with(
             raise PeerRefusedError(f"{where} rejected the association: {why}")
         if association.rejected_contexts and not association.accepted_contexts:
             raise PeerRefusedError(f"{where} accepts none of the presentation contexts")
+        if secure is not None:
+            _tell_of_tls(peer, secure, timeout_s, where)
         raise PeerUnreachableError(f"{where} cannot be reached")
     try:
         yield association
     finally:
         if association.is_established:
             association.release()
+
+
+def _tls(peer: Peer) -> ssl.SSLContext | None:
+    if not peer.tls:
+        return None
+    try:
+        return calling_context(peer)
+    except TlsFilesError as error:
+        raise PeerError(f"{peer.name}: {error}") from error
+
+
+def _tell_of_tls(peer: Peer, secure: ssl.SSLContext, timeout_s: float, where: str) -> None:
+    """Pynetdicom keeps to itself why a handshake failed: ask once more, for the reason alone.
+
+    Raises:
+        PeerRefusedError: One of the two does not trust the other.
+    """
+    try:
+        shake_hands(peer, secure, timeout_s)
+    except TlsRefusedError as error:
+        raise PeerRefusedError(f"{where}: no TLS connection: {error}") from error
+    except OSError:
+        return  # nobody there: the caller says so
 
 
 def _send_without_delay(event: evt.Event) -> None:

@@ -89,7 +89,7 @@ class Ledger(UpkeepTables):
 
     One connection behind one lock: SQLite has a single writer anyway, and associations come and go
     with their threads. Every write is one IMMEDIATE transaction, durable when the call returns
-    (write-ahead log, `synchronous=FULL`).
+    (write-ahead log, `synchronous=FULL`); but for `record`, whose file in the spool is.
     """
 
     # --- the balance -------------------------------------------------------------------------

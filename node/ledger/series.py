@@ -56,8 +56,10 @@ class SeriesTables(Tables):
 
         A new instance of a closed series opens that series again: it becomes a new revision once
         the study is quiet. Only a conflict stays closed, since more slices do not solve it.
+        The file is the promise: a row that a power cut takes is made again from it at the next
+        start (`node.intake.record_spool`).
         """
-        with self._transaction() as db:
+        with self._transaction_of_a_file() as db:
             known = db.execute(
                 "SELECT digest FROM instances WHERE sop_instance_uid = ?",
                 (instance.sop_instance_uid,),

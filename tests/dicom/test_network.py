@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import os
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,8 +25,7 @@ from pynetdicom import AE, build_context, evt
 from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelFind as Find
 from pynetdicom.sop_class import Verification
 
-from config.settings import Peer
-from dicom.network import scp as scp_module
+from config.settings import ListenerLimits, Peer
 from dicom.network.scp import (
     OUT_OF_RESOURCES,
     SUCCESS,
@@ -50,11 +51,18 @@ ADMISSION = Admission("FLAIRNODE", frozenset({"PACS"}), (LOOPBACK,))
 class Listener:
     """A storage server that remembers what came and whom it refused."""
 
-    def __init__(self, admission: Admission = ADMISSION) -> None:
+    def __init__(self, admission: Admission = ADMISSION, **limits: Any) -> None:  # noqa: ANN401
         self.received: list[ReceivedObject] = []
         self.refused: list[Refusal] = []
         self.status = SUCCESS
-        self.server = StorageServer("127.0.0.1", 0, admission, self.take, self.refused.append)
+        self.server = StorageServer(
+            "127.0.0.1",
+            0,
+            admission,
+            self.take,
+            self.refused.append,
+            limits=ListenerLimits(**limits),
+        )
         self.peer = Peer(name="node", ae_title="FLAIRNODE", host="127.0.0.1", port=self.server.port)
 
     def take(self, received: ReceivedObject) -> int:
@@ -66,8 +74,8 @@ class Listener:
 def make_listener() -> Iterator[Callable[..., Listener]]:
     made: list[Listener] = []
 
-    def make(admission: Admission = ADMISSION) -> Listener:
-        listener = Listener(admission)
+    def make(admission: Admission = ADMISSION, **limits: Any) -> Listener:  # noqa: ANN401
+        listener = Listener(admission, **limits)
         listener.server.start()
         made.append(listener)
         return listener
@@ -194,10 +202,8 @@ def test_sixteen_associations_at_once_are_served(
     assert len({one.sop_instance_uid for one in listener.received}) == 16
 
 
-def test_idle_connections_keep_nobody_out(
-    listener: Listener, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(scp_module, "MAXIMUM_PENDING", 8)
+def test_idle_connections_keep_nobody_out(make_listener: Callable[..., Listener]) -> None:
+    listener = make_listener(connections=8)
     idle = [socket.create_connection(("127.0.0.1", listener.server.port)) for _ in range(12)]
     try:
         wait_until(lambda: len(listener.refused) >= 4)
@@ -208,10 +214,17 @@ def test_idle_connections_keep_nobody_out(
             connection.close()
 
 
+@pytest.mark.parametrize(
+    ("limit", "reason"),
+    [
+        ("associations", "too-many-associations"),
+        ("associations_per_address", "too-many-associations-of-address"),
+    ],
+)
 def test_more_associations_than_the_limit_are_told_to_come_back(
-    listener: Listener, monkeypatch: pytest.MonkeyPatch
+    make_listener: Callable[..., Listener], limit: str, reason: str
 ) -> None:
-    monkeypatch.setattr(scp_module, "MAXIMUM_ASSOCIATIONS", 1)
+    listener = make_listener(**{limit: 1})
     entity = AE(ae_title="PACS")
     open_one = entity.associate(
         "127.0.0.1", listener.server.port, [build_context(Verification)], ae_title="FLAIRNODE"
@@ -219,20 +232,26 @@ def test_more_associations_than_the_limit_are_told_to_come_back(
     assert open_one.is_established
     with pytest.raises(PeerRefusedError):
         echo(listener.peer, calling_ae_title="PACS")
-    assert listener.refused[-1].reason == "too-many-associations"
+    assert listener.refused[-1].reason == reason
     open_one.release()
     wait_until(lambda: listener.server.associations == 0)
     echo(listener.peer, calling_ae_title="PACS")
 
 
-def test_what_is_sent_is_acknowledged_at_once(listener: Listener) -> None:
-    client = socket.create_connection(("127.0.0.1", listener.server.port))
-    with client:
-        wait_until(lambda: len(listener.server._server.active_associations) == 1)
-        (association,) = listener.server._server.active_associations
-        accepted = association.dul.socket.socket
-        assert type(accepted).__name__ == "_PromptSocket"
-        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
+def test_what_is_sent_is_acknowledged_at_once(
+    listener: Listener, make_flair_series: Make, tmp_path: Path
+) -> None:
+    """Fifty objects of several PDUs each: with delayed acknowledgements 40 ms for each of them."""
+    paths = make_flair_series(slices=25, rows=256, columns=256).paths
+    command = ["/usr/bin/storescu", "-aet", "PACS", "-aec", "FLAIRNODE", "127.0.0.1"]
+    begin = time.monotonic()
+    subprocess.run(
+        [*command, str(listener.server.port), *map(str, paths), *map(str, paths)],
+        check=True,
+        env={name: value for name, value in os.environ.items() if name != "TCP_NODELAY"},
+    )
+    assert len(listener.received) == 50
+    assert time.monotonic() - begin < 0.75 * 50 * 0.040
 
 
 def test_stopping_ends_open_associations(listener: Listener) -> None:

@@ -62,11 +62,10 @@ def test_an_acknowledged_object_lies_on_disk_as_it_was_sent(
     assert bench.only_series().calling_ae_title == "PACS"
 
 
-def test_success_comes_after_write_fsync_rename_directory_fsync_and_row(
+def test_success_comes_after_a_durable_name_write_fsync_rename_and_row(
     bench: Bench, make_flair_series: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (path, *_) = make_flair_series().paths
-    bench.send(make_flair_series().paths[1])  # the folders exist now
+    path, second, *_ = make_flair_series().paths
     events: list[str] = []
     real_fsync, real_rename, real_record = os.fsync, Path.rename, bench.ledger.record
 
@@ -88,7 +87,49 @@ def test_success_comes_after_write_fsync_rename_directory_fsync_and_row(
     monkeypatch.setattr(Path, "rename", rename)
     monkeypatch.setattr(bench.ledger, "record", record)
     assert bench.send(path) == [SUCCESS]
-    assert events == ["fsync file", "rename", "fsync directory", "row"]
+    assert events[-4:] == ["fsync directory", "fsync file", "rename", "row"]
+    events.clear()
+    assert bench.send(second) == [SUCCESS]  # into a slot that is there already
+    assert events == ["fsync file", "rename", "row"]
+
+
+def test_an_image_whose_final_name_a_power_cut_took_is_taken_up_from_its_slot(
+    make_bench: Make, make_flair_series: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flair = make_flair_series()
+    before = make_bench()
+    assert before.send(flair.paths[0]) == [SUCCESS]
+    with monkeypatch.context() as patch:
+        # The rename stays in the memory of a machine that loses its power.
+        patch.setattr(Path, "rename", lambda self, _: self)
+        assert before.send(flair.paths[1]) == [SUCCESS]
+    after = make_bench()
+    after.intake.reconcile()
+    assert after.ledger.oracle().balanced
+    assert len(list(after.spool.files())) == 2
+    assert after.spool.left_in_slots() == []
+
+
+def test_what_is_not_whole_in_a_slot_is_no_image(bench: Bench, make_flair_series: Make) -> None:
+    assert bench.send(make_flair_series().paths[0]) == [SUCCESS]
+    (stored,) = bench.spool.files()
+    whole = (bench.spool.folder / stored).read_bytes()
+    for name, content in (("short", whole[:-7]), ("zeros", bytes(len(whole))), ("empty", b"")):
+        (bench.spool.slots / f"{name}.slot").write_bytes(content)
+    bench.intake.reconcile()
+    assert bench.spool.left_in_slots() == []
+    assert bench.ledger.oracle().received == 1
+
+
+def test_a_row_that_a_power_cut_took_is_made_again_from_the_file(
+    bench: Bench, make_flair_series: Make
+) -> None:
+    assert bench.send(*make_flair_series().paths[:2]) == [SUCCESS, SUCCESS]
+    with bench.ledger._transaction() as db:
+        db.execute("DELETE FROM instances WHERE rowid = (SELECT MAX(rowid) FROM instances)")
+    bench.intake.reconcile()
+    assert bench.ledger.oracle().received == 2
+    assert bench.ledger.oracle().balanced
 
 
 @pytest.mark.parametrize("broken", ["fsync", "record"])
@@ -535,7 +576,8 @@ def test_old_images_are_discarded_and_a_copy_sent_later_is_still_known(
     assert bench.intake.discard_old(later) == 0  # not delivered yet
     bench.ledger.set_state(job.job_id, Outcome.DELIVERED)
     assert bench.intake.discard_old(later) == 1
-    assert not list(bench.spool.folder.rglob("*"))
+    assert list(bench.spool.folder.iterdir()) == [bench.spool.slots]  # which are empty
+    assert not any(slot.stat().st_size for slot in bench.spool.slots.iterdir())
     assert bench.ledger.oracle().balanced
     assert bench.close(*flair.paths) == []
     assert bench.only_series().state is SeriesState.DELIVERED

@@ -11,8 +11,9 @@ import pytest
 
 from dicom.errors import Outcome
 from node import models
-from node.cli import EXIT_DONE
+from node.cli import EXIT_DONE, EXIT_REFUSED
 from pipeline.model_pack import ModelPackError, ModelPackNotFoundError, load_pack
+from tests.pipeline.hand_results import make_plans, random_state, write_results
 from tests.pipeline.tiny_pack import make_pack
 
 
@@ -100,8 +101,58 @@ def test_a_pack_nobody_has_is_a_coded_error(site: Path) -> None:
         call("show", "no-such-pack", "--config", str(site))
 
 
-def test_importing_nnunet_results_is_refused_in_plain_words(site: Path, tmp_path: Path) -> None:
-    with pytest.raises(models.ImportNotSupportedError, match="later") as error:
-        call("import", str(tmp_path), "--config", str(site))
-    assert error.value.reason == "not-supported-yet"
-    assert error.value.outcome is Outcome.FAILED
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    plans = make_plans()
+    return write_results(tmp_path / "trained", plans, {n: random_state(plans, n) for n in (0, 1)})
+
+
+IMPORT = ("--name", "theirs", "--version", "2.0", "--input", "head", "--folds", "0", "1")
+
+
+def test_nnunet_results_are_imported_listed_shown_and_verified(
+    site: Path, results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("import", str(results), *IMPORT, "--config", str(site), "--json") == EXIT_DONE
+    said = printed(capsys)
+    assert said["path"] == str(tmp_path / "data" / "packs" / "theirs-2.0")
+    assert (said["status"], said["ok"]) == ("research", True)
+
+    call("list", "--config", str(site), "--json")
+    assert said["digest"] in {pack["digest"] for pack in printed(capsys)["packs"]}
+    call("show", "theirs", "--config", str(site))
+    assert "how patients were dealt to them is not known" in capsys.readouterr().out
+    assert call("verify", "theirs", "--config", str(site), "--json") == EXIT_DONE
+    assert printed(capsys)["digest"] == said["digest"]
+
+
+def test_what_cannot_be_imported_ends_with_3_and_a_reason(
+    site: Path, results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (results / "dataset.json").unlink()
+    words = ("import", str(results), *IMPORT, "--config", str(site))
+    assert call(*words, "--json") == EXIT_REFUSED
+    assert printed(capsys)["reason"] == "not-nnunet-results"
+    assert call(*words) == EXIT_REFUSED
+    assert "not-nnunet-results" in capsys.readouterr().err
+    assert not (tmp_path / "data" / "packs").exists()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ("--name", "No Name"),
+        ("--version", "-"),
+        ("--input", "neck"),
+        ("--threshold", "1"),
+        ("--threshold", "nan"),
+        ("--folds", "-1"),
+        ("--folds", "first"),
+        ("--orientation", "LLL"),
+        ("--minimum-lesion-mm3", "-2"),
+    ],
+)
+def test_wrong_words_are_wrong_arguments(results: Path, wrong: tuple[str, str]) -> None:
+    with pytest.raises(SystemExit) as error:
+        call("import", str(results), *IMPORT, *wrong)
+    assert error.value.code == 2

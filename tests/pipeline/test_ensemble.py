@@ -234,8 +234,9 @@ def test_a_device_that_is_not_there_is_a_coded_error(pack: ModelPack) -> None:
 
 
 def test_a_pack_with_nnunets_own_preprocessing_is_refused_in_plain_words(tmp_path: Path) -> None:
-    pack = make_pack(tmp_path / "p", folds=(0,), preprocessing="nnunet", canvas=None)
-    with pytest.raises(ModelPackUnsupportedError, match="'canvas' only") as error:
+    feeding = {"preprocessing": "nnunet", "nnunet": {"image": "brain"}}
+    pack = make_pack(tmp_path / "p", folds=(0,), canvas=None, leak_rule=None, **feeding)
+    with pytest.raises(ModelPackUnsupportedError, match="no canvas") as error:
         Ensemble.load(pack)
     assert error.value.reason == "model-pack-unsupported"
 
@@ -353,3 +354,21 @@ def test_the_ensemble_imports_neither_torchvision_nor_timm() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
     )
     assert result.stdout.strip() == "[]"
+
+
+def test_a_layer_is_named_whole_and_not_reached_through_a_module(tmp_path: Path) -> None:
+    """`torch.nn.modules.module.warnings.sys` begins as a layer does, and is the interpreter."""
+    plans = make_plans()
+    weights = random_weights(parameter_shapes(plans), seed=0)
+    arguments = plans["configurations"]["2d"]["architecture"]["arch_kwargs"]
+    arguments["nonlin"] = "torch.nn.modules.module.warnings.sys.exit"
+    pack = write_pack(
+        tmp_path / "p",
+        describe(folds=(0,)),
+        plans=plans,
+        dataset_json=DATASET_JSON,
+        weights={0: weights},
+        card="",
+    )
+    with pytest.raises(ModelPackUnsupportedError, match="no layer"):
+        Ensemble.load(pack)
