@@ -11,7 +11,6 @@ from config.loader import load_settings
 from node import (
     check,
     cohort,
-    daily,
     demo,
     fetch,
     init,
@@ -20,6 +19,7 @@ from node import (
     process,
     recall,
     select,
+    selftest_command,
     support,
     trail,
     users,
@@ -40,7 +40,7 @@ def register(subparsers: Any) -> None:  # noqa: ANN401  # argparse names no publ
     recall.register(subparsers)
     models.register(subparsers)
     users.register(subparsers)
-    daily.register(subparsers)
+    selftest_command.register(subparsers)
     init.register(subparsers)
     support.register(subparsers)
     trail.register(subparsers)
