@@ -16,6 +16,7 @@ from pydantic import JsonValue
 from training.metrics_command import register_metrics
 from training.prepare_command import register_prepare
 from training.recipe_command import register_recipes
+from training.run_command import register_runs
 from training.validate_command import register_validate
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def register(subparsers: Any) -> None:  # noqa: ANN401  # argparse names no publ
     train = subparsers.add_parser("train", help="train models", description="Train models.")
     commands = train.add_subparsers(title="commands", dest="train_command", required=True)
     register_prepare(commands)
+    register_runs(commands)
     _register_starter(commands)
     register_recipes(commands)
     register_metrics(subparsers)
