@@ -81,6 +81,8 @@ def locked(folder: Path, wait_s: float = LOCK_WAIT_S) -> Iterator[None]:
                         f"another process trains {folder.name} at the moment"
                     ) from None
                 time.sleep(0.1)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         yield
     finally:
         os.close(descriptor)

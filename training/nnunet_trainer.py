@@ -202,6 +202,7 @@ class FoldTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net has no types
         )
         one.output_folder_base, one.output_folder = str(run), str(one.run_fold)
         training = dataset.recipe.training
+        one.batch_size = one.configuration_manager.batch_size
         one.num_epochs = training.epochs
         one.num_iterations_per_epoch = training.iterations_per_epoch
         one.num_val_iterations_per_epoch = training.validation_iterations
@@ -223,10 +224,6 @@ class FoldTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net has no types
     def _do_i_compile(self) -> bool:
         wanted = os.environ.get("nnUNet_compile", "").lower() in {"1", "t", "true"}  # noqa: SIM112  # nnU-Net's own name
         return wanted and self.device.type == "cuda"
-
-    def _set_batch_size_and_oversample(self) -> None:
-        # The recipe's, or the planner's where the recipe leaves it open.
-        self.batch_size = self.configuration_manager.batch_size
 
     # --- the network, what moves it, and what it is judged by ------------------------------------
 
@@ -364,11 +361,8 @@ class FoldTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net has no types
         if self.dataset_class is None:
             self.dataset_class = infer_dataset_class(self.preprocessed_dataset_folder)
         lists = self.dataset.splits[int(self.fold)]
-        cases = {
-            "train": lambda: lists["train"],
-            "val": lambda: lists["val"],
-            "train-plain": lambda: self.dataset.plain_train(int(self.fold)),
-        }[part]()
+        plain = part == "train-plain"
+        cases = self.dataset.plain_train(int(self.fold)) if plain else lists[part]
         loader = nnUNetDataLoader(
             self.dataset_class(self.preprocessed_dataset_folder, list(cases)),
             self.batch_size,

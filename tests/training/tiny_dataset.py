@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import blosc2
 import numpy as np
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from scipy import ndimage
 
+from training.dataset import DATASET_REVISION
 from training.recipe import Recipe
 
 IDENTIFIER = "tinyPlans_2d"
@@ -115,7 +118,9 @@ def plans(batch_size: int = 2) -> dict[str, Any]:
     }
 
 
-def put_dataset(folder: Path, one: Recipe | None = None, cases: int = 4) -> TinyDataset:
+def put_dataset(
+    folder: Path, one: Recipe | None = None, cases: int = 4, brightness: float = 0.4
+) -> TinyDataset:
     """Cases of (1, 5, 40, 56): a blob brighter than noise in slices 1 to 3."""
     one = one or recipe()
     data = folder / IDENTIFIER
@@ -128,14 +133,17 @@ def put_dataset(folder: Path, one: Recipe | None = None, cases: int = 4) -> Tiny
         disc = np.hypot(row - rng.uniform(12, 28), column - rng.uniform(12, 44)) < 6
         mask = np.zeros((5, 40, 56), np.bool_)
         mask[1:4] = disc
-        image[mask] += 0.4
+        image[mask] += brightness
         seg = mask.astype(np.int8)[None]
         locations = DefaultPreprocessor._sample_foreground_locations(seg, [1])
+        blosc2.set_nthreads(1)
         nnUNetDatasetBlosc2.save_case(
             np.clip(image, 0, 1).astype(np.float32)[None],
             seg,
             {"class_locations": locations, "spacing": [4.0, 4.0, 4.0]},
             str(data / name),
+            chunks=(1, 1, 40, 56),
+            blocks=(1, 1, 40, 56),
         )
     dataset_json = {
         "channel_names": {"0": "noNorm"},
@@ -148,3 +156,35 @@ def put_dataset(folder: Path, one: Recipe | None = None, cases: int = 4) -> Tiny
         {"train": names[cases // 2 :], "val": names[: cases // 2]},
     ]
     return TinyDataset(folder, plans(one.training.batch_size or 2), dataset_json, one, splits)
+
+
+def put_run(run: Path, one: Recipe | None = None) -> TinyDataset:
+    """A run as `training.dataset.open_dataset` reads it, of the same cases."""
+    made = put_dataset(run / "dataset", one)
+    origins = {
+        name: {
+            "case": name,
+            "patients": [name],
+            "parts": [f"fold {fold}"],
+            "copy": 0,
+            "semi_synthetic": False,
+            "lesions": True,
+        }
+        for fold, lists in enumerate(made.splits)
+        for name in lists["val"]
+    }
+    contents: dict[str, Any] = {
+        "run.json": {"recipe": made.recipe.digest, "seed": made.seed},
+        "dataset/plans.json": made.plans,
+        "dataset/dataset.json": made.dataset_json,
+        "dataset/splits_final.json": made.splits,
+        "dataset/index.json": {
+            "revision": DATASET_REVISION,
+            "digest": made.digest,
+            "origins": origins,
+        },
+    }
+    for name, content in contents.items():
+        (run / name).write_text(json.dumps(content))
+    (run / "recipe.json").write_text(made.recipe.model_dump_json())
+    return made
