@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import JsonValue
 
 from training.metrics_command import register_metrics
+from training.pack_command import register_pack
 from training.prepare_command import register_prepare
 from training.recipe_command import register_recipes
 from training.run_command import register_runs
@@ -33,6 +34,7 @@ def register(subparsers: Any) -> None:  # noqa: ANN401  # argparse names no publ
     commands = train.add_subparsers(title="commands", dest="train_command", required=True)
     register_prepare(commands)
     register_runs(commands)
+    register_pack(commands)
     _register_starter(commands)
     register_recipes(commands)
     register_metrics(subparsers)
