@@ -64,6 +64,10 @@ class _Here:
     stop: threading.Event = threading.Event()
 
 
+class _LeavingError(BaseException):
+    """This process was asked to end. No `Exception`: DBOS would write it down as the end."""
+
+
 @DBOS.step(name="train-fold")
 def _train(run: str, fold: int) -> dict[str, str]:
     """Train it in a process of its own, on the device that is free."""
@@ -75,8 +79,7 @@ def _train(run: str, fold: int) -> dict[str, str]:
     finally:
         _Here.devices.put(device)
     if _Here.stop.is_set() and end.state != "done":
-        # Not an end: the fold stays owed, and this process is about to leave.
-        threading.Event().wait()
+        raise _LeavingError  # not an end: the fold stays owed
     return {"state": end.state, "reason": end.reason}
 
 
