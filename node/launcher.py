@@ -46,7 +46,7 @@ log = structlog.get_logger(__name__)
 TABLES = "training"
 QUEUE = "folds"
 VERSION = "fold-1"
-"""Raised when the workflow changes its steps: unfinished ones of another version are not touched."""
+"""Raised when the workflow changes its steps; unfinished ones of another version are let lie."""
 RECOVERIES = 20
 """Of one fold, by other hosts: after so many deaths it is not the hosts."""
 PRIORITY = 10
@@ -121,7 +121,9 @@ class DbosLauncher:
             names = {fold: f"{_run_key(run)}-fold-{fold}" for fold in folds}
             states = engine.states(_run_key(run))
             # What ended before is asked for anew; what is under way stays, whoever works on it.
-            engine.forget([name for name in names.values() if states.get(name) not in (None, *ACTIVE)])
+            engine.forget(
+                [name for name in names.values() if states.get(name) not in (None, *ACTIVE)]
+            )
             for fold, name in names.items():
                 if states.get(name) not in ACTIVE:
                     engine.enqueue(QUEUE, name, PRIORITY, _fold, str(run), fold)
@@ -203,4 +205,3 @@ class _Counted:
 def _run_key(run: Path) -> str:
     """Of a run: the same on every host that sees the folder under this path."""
     return f"run-{hashlib.sha256(str(run).encode()).hexdigest()[:16]}"
-

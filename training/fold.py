@@ -1,7 +1,7 @@
 """One fold in a process of its own: `flairnode train fold`, and what `train run` starts.
 
     RUN/dataset/...           nnU-Net's preprocessed dataset (`training.dataset`)
-    RUN/plans.json            copies, so that RUN is a results folder as nnU-Net's predictor reads it
+    RUN/plans.json            copies: RUN is a results folder as nnU-Net's predictor reads it
     RUN/dataset.json
     RUN/fold_K/lock           held by the process that trains fold K
     RUN/fold_K/...            checkpoints, log.csv, progress.json

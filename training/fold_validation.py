@@ -153,7 +153,9 @@ def _mean_and_sd(values: Sequence[float | None]) -> dict[str, Any]:
     }
 
 
-def spacing_seen(judged: Iterable[Judged]) -> tuple[tuple[float, float], tuple[float, float]] | None:
+def spacing_seen(
+    judged: Iterable[Judged],
+) -> tuple[tuple[float, float], tuple[float, float]] | None:
     """((low, high) of slices, (low, high) of pixels) in mm, of the cases that were analysed."""
     spacing = [
         row["spacing_mm"]

@@ -30,7 +30,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, cast
 
 import numpy as np
 import structlog
@@ -77,6 +77,9 @@ from training.seeded_batches import (
     seed_of,
     seeded,
 )
+
+if TYPE_CHECKING:
+    from training.dataset import Dataset
 
 PLAIN_ONE_IN = 5
 """Batches of training cases without augmentation per validation batch: enough for a curve."""
@@ -230,8 +233,7 @@ class FoldTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net has no types
     @property
     def module(self) -> nn.Module:
         """The network without torch.compile's wrapping."""
-        network: nn.Module = getattr(self.network, "_orig_mod", self.network)
-        return network
+        return cast("nn.Module", getattr(self.network, "_orig_mod", self.network))
 
     def initialize(self) -> None:
         """Build network, optimiser and loss. The first weights follow from seed and fold."""
@@ -336,7 +338,8 @@ class FoldTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net has no types
         if self.recipe.augmentation == "site":
             from training.site_batches import SiteBatches
 
-            return SiteScales(SiteBatches(self.dataset, self.fold, part), self._scale_steps())
+            site = SiteBatches(cast("Dataset", self.dataset), int(self.fold), part)
+            return SiteScales(site, self._scale_steps())
         scales, labels = self._get_deep_supervision_scales(), self.label_manager
         common = {
             "is_cascaded": False,
@@ -358,13 +361,12 @@ class FoldTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net has no types
         else:
             transforms = self.get_validation_transforms(scales, **common)
             initial = patch
-        if self.dataset_class is None:
-            self.dataset_class = infer_dataset_class(self.preprocessed_dataset_folder)
+        dataset_class = infer_dataset_class(self.preprocessed_dataset_folder)
         lists = self.dataset.splits[int(self.fold)]
         plain = part == "train-plain"
         cases = self.dataset.plain_train(int(self.fold)) if plain else lists[part]
         loader = nnUNetDataLoader(
-            self.dataset_class(self.preprocessed_dataset_folder, list(cases)),
+            dataset_class(self.preprocessed_dataset_folder, list(cases)),
             self.batch_size,
             initial,
             patch,
@@ -525,7 +527,7 @@ class FoldTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net has no types
             torch.set_num_threads(self.compute.threads)
         with contextlib.redirect_stdout(io.StringIO()):
             self.initialize()
-        self.module.decoder.deep_supervision = True
+        self.set_deep_supervision_enabled(enabled=True)
         if (self.run_fold / LATEST).is_file():
             self._go_on_from(read_checkpoint(self.run_fold / LATEST, self.device))
         write_log(self.run_fold, self.lines)
@@ -781,4 +783,3 @@ def _out_of_the_way() -> Iterator[None]:
                     os.environ.pop(name, None)
                 else:
                     os.environ[name] = value
-

@@ -87,6 +87,9 @@ def run_pack(arguments: argparse.Namespace) -> int:
 
 def commands(dataset: Dataset, arguments: argparse.Namespace) -> tuple[str, ...]:
     """What to type to make the pack again. Folders by what they hold: a path may hold a name."""
+    from training.prepare import SPLITS
+    from training.splits import read_splits
+
     run = ["train run --prepared PREPARED --recipe", *_recipe_words(dataset), "--output RUN"]
     if arguments.folds:
         run.append(f"--folds {' '.join(map(str, arguments.folds))}")
@@ -101,15 +104,18 @@ def commands(dataset: Dataset, arguments: argparse.Namespace) -> tuple[str, ...]
         pack.append(f"--folds {' '.join(map(str, arguments.folds))}")
     if arguments.test:
         pack.append("--test")
+    seed = dataset.seed
+    if dataset.recipe.patient_folds:
+        seed = read_splits(arguments.prepared / SPLITS).seed
     return (
-        f"flairnode train prepare --cohort COHORT --output PREPARED --seed {dataset.seed}",
+        f"flairnode train prepare --cohort COHORT --output PREPARED --seed {seed}",
         f"flairnode {' '.join(run)}",
         f"flairnode {' '.join(pack)}",
     )
 
 
 def _recipe_words(dataset: Dataset) -> list[str]:
-    """The name of a recipe that ships, with what was changed; else that it is a file of the site."""
+    """The name of a recipe that ships, with what was changed; else its file, at the site."""
     from training.recipe import load_recipe, shipped_recipes
 
     recipe = dataset.recipe

@@ -1,4 +1,4 @@
-"""The card of a pack that a site trained: what it is, what it was tried on, and how to repeat it."""
+"""The card of a pack that a site trained: what it is, what it did, and how to repeat it."""
 
 from __future__ import annotations
 

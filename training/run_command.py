@@ -169,7 +169,9 @@ def run_folds(arguments: argparse.Namespace) -> int:
     for fold in folds:
         if fold not in ends or not ends[fold].reason:
             ends[fold] = read_progress(fold_folder(arguments.output, fold), fold)
-    logs = {fold: read_log(fold_folder(arguments.output, fold)) for fold in range(len(dataset.splits))}
+    logs = {
+        fold: read_log(fold_folder(arguments.output, fold)) for fold in range(len(dataset.splits))
+    }
     draw_curves(arguments.output, logs, f"{recipe.name}, folds {', '.join(map(str, folds))}")
     for fold, lines in logs.items():
         if lines:

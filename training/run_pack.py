@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -32,7 +31,7 @@ from pipeline.model_pack import (
 )
 from pipeline.nnunet_plans import Json
 from training.checkpoints import FINAL, read_checkpoint
-from training.dataset import Dataset, open_dataset
+from training.dataset import RUN, Dataset, open_dataset
 from training.fold import fold_folder
 from training.fold_validation import Judged, figures, judge, spacing_seen, test_figures
 from training.prepare import IMAGE
@@ -42,7 +41,6 @@ from training.splits import TEST
 from training.validate import OnRow
 
 MINIMUM_LESION_MM3 = 5.0  # as the starter's: 10 mm3 costs lesion F1 on small lesions
-SOFTWARE = ("flairnode", "torch", "nnunetv2", "numpy", "scipy")
 
 LIMITS = (
     "Trained and tried at one site: other scanners, protocols and patients may give other results.",
@@ -112,11 +110,14 @@ def pack_run(
         raise ModelPackError(f"{output} exists: a pack is never overwritten")
     dataset = open_dataset(run)
     cohort = read_prepared(prepared, patient_folds=dataset.recipe.patient_folds)
-    _refuse_other_cohort(run, cohort)
+    facts: dict[str, Any] = json.loads((run / RUN).read_text(encoding="utf-8"))
+    _refuse_other_cohort(facts, cohort)
     members = _members(run, dataset, wanted.folds)
     folds = tuple(members)
     axes = _mirroring_axes(run, folds)
-    description = _description(dataset, cohort, wanted, folds, axes)
+    description = _description(dataset, cohort, wanted, folds, axes).model_copy(
+        update={"software": dict(facts["software"])}  # that trained, not that packs
+    )
 
     judged: list[Judged] = []
     test: Judged | None = None
@@ -136,9 +137,7 @@ def pack_run(
             for fold in folds:
                 cases = [case for case in cohort.cases if case.part == f"fold {fold}"]
                 folder = run / "validation" / f"fold_{fold}"
-                judged.append(
-                    judge(folder, fold, packed([fold]), cases, wanted.device, on_row)
-                )
+                judged.append(judge(folder, fold, packed([fold]), cases, wanted.device, on_row))
         if wanted.test == "opened":
             cases = [case for case in cohort.cases if case.part == TEST]
             test = judge(
@@ -164,8 +163,7 @@ def pack_run(
     )
 
 
-def _refuse_other_cohort(run: Path, cohort: PreparedCohort) -> None:
-    facts = json.loads((run / "run.json").read_text(encoding="utf-8"))
+def _refuse_other_cohort(facts: Mapping[str, Any], cohort: PreparedCohort) -> None:
     if (facts["cohort"], facts["splits"]) != (cohort.digest, cohort.splits_digest):
         raise OtherCohortError(
             "the prepared cohort or its splits are not those that this run was trained on"
@@ -235,7 +233,6 @@ def _description(
         "intended_use": INTENDED_USE,
         "limits": LIMITS,
         "licence": wanted.licence,
-        "software": {name: version(name) for name in SOFTWARE},
     }
     return Description.model_validate(fields)
 
@@ -290,7 +287,9 @@ def _validation(dataset: Dataset, judged: Sequence[Judged], test: Judged | None)
         if folds["not_analysed"]:
             text += f" {folds['not_analysed']} of them were refused and are in no mean."
     else:
-        text = "None: every member saw every patient." if not dataset.recipe.patient_folds else "None."
+        text = (
+            "None: every member saw every patient." if not dataset.recipe.patient_folds else "None."
+        )
     if test is None:
         text += " The test set was not opened."
     else:
@@ -334,4 +333,3 @@ def orientation_code(grid: Grid) -> str | None:
         pair[int(step[axis] > 0)]
         for axis, (step, pair) in enumerate(zip((columns, rows, slices), letters, strict=True))
     )
-

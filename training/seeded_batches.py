@@ -36,7 +36,7 @@ class DrawnBatches(Protocol):
 
 
 def seed_of(*words: object) -> int:
-    """64 bits from what a random draw is for. Through SHA-256: neighbours have nothing in common."""
+    """64 bits from what a draw is for. Through SHA-256: neighbours have nothing in common."""
     text = "\0".join(map(str, words))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
@@ -53,7 +53,7 @@ def seeded(seed: int) -> Iterator[None]:
         with torch.random.fork_rng(devices=[]):
             random.seed(seed)
             np.random.seed(seed & 0xFFFF_FFFF)  # noqa: NPY002
-            torch.random.default_generator.manual_seed(seed)
+            torch.default_generator.manual_seed(seed >> 1)
             yield
     finally:
         torch.set_num_threads(threads)
@@ -85,7 +85,7 @@ class NNUNetBatches:
 
 
 def without_timing(transforms: Any) -> None:  # noqa: ANN401
-    """nnU-Net blurs by the faster of two ways, as timed on the spot: they differ in the last bits."""
+    """Blur one way. nnU-Net times two and takes the faster; they differ in the last bits."""
     for transform in transforms.transforms if isinstance(transforms, ComposeTransforms) else ():
         inner = transform.transform if isinstance(transform, RandomTransform) else transform
         if isinstance(inner, GaussianBlurTransform):
@@ -126,7 +126,7 @@ class _ByIndex(Dataset[Batch]):
         return self._batches(index)
 
 
-def _as_it_is(batch: Batch) -> Batch:
+def _as_it_is(batch: Any) -> Any:  # noqa: ANN401  # torch expects a list here, and gives one item
     # Arrays, not tensors: those would travel through /dev/shm, of which a container has 64 MB.
     return batch
 
@@ -145,7 +145,7 @@ def in_turn(batches: DrawnBatches, indices: Sequence[int], workers: int) -> Iter
         DataLoader(
             _ByIndex(batches),
             batch_size=None,
-            sampler=indices,  # type: ignore[arg-type]  # any iterable with a length will do
+            sampler=indices,
             num_workers=workers,
             collate_fn=_as_it_is,
             prefetch_factor=2,

@@ -73,7 +73,9 @@ def test_the_folds_of_a_killed_host_are_finished_by_another_from_their_checkpoin
     run = tmp_path / "run"
     with host(config, 1, "work", run) as first, host(config, 0, "launch", run) as second:
         wait_until(
-            lambda: any(len(epochs(run, fold)) >= 2 and epochs(run, fold)[0][1] == "1" for fold in FOLDS)
+            lambda: any(
+                len(epochs(run, fold)) >= 2 and epochs(run, fold)[0][1] == "1" for fold in FOLDS
+            )
         )
         first.kill()
         first.wait()

@@ -1,4 +1,4 @@
-"""One fold: the same seed the same weights, through every stop; and checkpoints anybody may read."""
+"""One fold: the same seed, the same weights, through every stop; checkpoints anybody may read."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import torch
 from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
-from tests.training.tiny_dataset import TinyDataset, put_dataset, recipe
 
+from tests.training.tiny_dataset import TinyDataset, put_dataset, recipe
 from training.augment import IGNORE
 from training.checkpoints import BEST, FINAL, LATEST, CheckpointDamagedError, read_checkpoint
 from training.dataset import RunDiffersError
@@ -54,7 +54,7 @@ def stopped_after(dataset: TinyDataset, run: Path, batches: int, one: Recipe | N
     halted = trainer(dataset, run, one)
     learn, count = halted.learn_from, 0
 
-    def learn_from(*arguments: Any) -> float:
+    def learn_from(*arguments: Any) -> float:  # noqa: ANN401
         nonlocal count
         if count == batches:
             raise KeyboardInterrupt
@@ -138,7 +138,8 @@ def test_nnunets_own_predictor_reads_the_run_and_says_the_same(
     (tmp_path / "plans.json").write_text(json.dumps(cases.plans))
     (tmp_path / "dataset.json").write_text(json.dumps(cases.dataset_json))
     predictor = nnUNetPredictor(
-        use_gaussian=False, use_mirroring=False, device=torch.device("cpu"), allow_tqdm=False)
+        use_gaussian=False, use_mirroring=False, device=torch.device("cpu"), allow_tqdm=False
+    )
     predictor.initialize_from_trained_model_folder(str(tmp_path), (0,), FINAL)
     image = torch.rand(1, 2, 32, 48, generator=torch.Generator().manual_seed(0))
     theirs = predictor.predict_logits_from_preprocessed_data(image)
@@ -159,7 +160,7 @@ def test_a_damaged_checkpoint_is_said_and_code_in_one_is_not_run(
     path = tmp_path / "fold_0" / LATEST
     path.parent.mkdir()
     torch.save({"network_weights": Evil()}, path)
-    with pytest.raises(CheckpointDamagedError, match="fold_0/checkpoint_latest.pth"):
+    with pytest.raises(CheckpointDamagedError, match=r"fold_0/checkpoint_latest\.pth"):
         trainer(cases, tmp_path).train()
     assert not (tmp_path / "run-by-the-pickle").exists()
     path.write_bytes(b"PK\x03\x04 half a file")
@@ -189,8 +190,8 @@ def test_a_batch_that_does_not_fit_names_a_smaller_one(
 ) -> None:
     one = trainer(cases, tmp_path)
 
-    def greedy(_part: str) -> Any:
-        def draw(_index: int) -> Any:
+    def greedy(_part: str) -> Any:  # noqa: ANN401
+        def draw(_index: int) -> Any:  # noqa: ANN401
             if kind == "gpu":
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
             return torch.empty(10**16)  # the allocator of the CPU refuses
@@ -314,4 +315,3 @@ def test_a_plateau_is_the_epoch_since_which_nothing_got_better() -> None:
     assert plateau_since(lines, 3) == 1
     assert plateau_since(lines, 4) is None
     assert plateau_since(epochs(math.nan, math.nan), 1) is None
-

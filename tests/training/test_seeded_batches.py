@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +10,8 @@ import torch
 from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from batchgeneratorsv2.transforms.utils.random import RandomTransform
-from tests.training.tiny_dataset import PATCH, TinyDataset, put_dataset
 
+from tests.training.tiny_dataset import PATCH, TinyDataset, put_dataset
 from training.nnunet_trainer import FoldTrainer
 from training.seeded_batches import (
     Batch,
@@ -73,7 +72,7 @@ def test_the_last_images_of_a_batch_hold_a_lesion(dataset: TinyDataset) -> None:
 
 def test_drawing_leaves_no_trace_in_the_global_random_numbers() -> None:
     def state() -> tuple[float, float, float]:
-        return random.random(), float(np.random.random()), float(torch.rand(1))  # noqa: NPY002
+        return random.random(), float(np.random.random()), float(torch.rand(1))  # noqa: NPY002, S311
 
     random.seed(1), np.random.seed(1), torch.manual_seed(1)  # noqa: NPY002
     expected = state()
@@ -97,7 +96,8 @@ def test_site_targets_are_every_second_pixel_per_scale() -> None:
         lambda index: (np.full((2, 4, 6), index, np.float32), target), [(1, 1), (2, 2)]
     )
     images, targets = scales(3)
-    assert images.shape == (2, 1, 4, 6) and (images == 3).all()
+    assert images.shape == (2, 1, 4, 6)
+    assert (images == 3).all()
     assert targets[1][0, 0].tolist() == [[0, 2, 4], [12, 14, 16]]
 
 

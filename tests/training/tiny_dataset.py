@@ -34,7 +34,7 @@ class TinyDataset:
         return self.splits[fold]["train"]
 
 
-def recipe(**training: Any) -> Recipe:
+def recipe(**training: Any) -> Recipe:  # noqa: ANN401
     return Recipe.model_validate(
         {
             "name": "tiny",
