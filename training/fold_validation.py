@@ -23,8 +23,8 @@ from typing import Any
 from pydantic import JsonValue
 
 from dicom.errors import Outcome
+from pipeline.ensemble import load_ensemble
 from pipeline.model_pack import ModelPack
-from pipeline.nnunet_volume import load_ensemble
 from training.prepare import IMAGE, MASK
 from training.prepared import PreparedCase
 from training.validate import FLAIR, PATIENTS, REFERENCE, Model, OnRow, Row, read_cases, run

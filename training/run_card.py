@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.model_pack import Description
 from training.fold_validation import MEASURES, mean_in_words
 from training.recipe import Recipe
+from training.trained_pack import TrainedRun
 
 _NAMES = {
     "dice": "Dice",
@@ -17,34 +17,34 @@ _NAMES = {
 }
 
 
-def card(description: Description, recipe: Recipe, commands: Sequence[str]) -> str:
+def card(run: TrainedRun, folds: Sequence[int], recipe: Recipe, commands: Sequence[str]) -> str:
     """Markdown, for people."""
     return "\n".join(
         [
-            f"# {description.name} {description.version}",
+            f"# {run.name} {run.version}",
             "",
             "RESEARCH - NOT FOR CLINICAL USE.",
             "",
-            description.intended_use,
+            run.intended_use,
             "",
             "## What it is",
             "",
-            *_what_it_is(description, recipe),
+            *_what_it_is(run, folds, recipe),
             "",
             "## Cohort",
             "",
-            description.training_data.text,
+            run.training_data,
             "",
-            *_table(description.training_data.figures),
+            *_table(run.recipe),
             "",
             "## Validation",
             "",
-            description.validation.text,
+            run.validation.text,
             "",
-            *_folds(description),
-            *_test(description),
+            *_folds(run),
+            *_test(run),
             "Semi-synthetic images: never validated on and never tested on. "
-            + _semi_synthetic(description),
+            + _semi_synthetic(run),
             "",
             "## Departures from the paper and from nnU-Net",
             "",
@@ -52,7 +52,7 @@ def card(description: Description, recipe: Recipe, commands: Sequence[str]) -> s
             "",
             "## Limits",
             "",
-            *(f"- {limit}" for limit in description.limits),
+            *(f"- {limit}" for limit in run.limits),
             "",
             "## How it was made",
             "",
@@ -62,16 +62,16 @@ def card(description: Description, recipe: Recipe, commands: Sequence[str]) -> s
             "the same folds and the same batches; on a CPU with one thread of the same kind, the "
             "same weights.",
             "",
-            "| software | version |",
+            "| trained with | version |",
             "|---|---|",
-            *(f"| {name} | {number} |" for name, number in description.software.items()),
+            *(f"| {name} | {number} |" for name, number in _software(run).items()),
             "",
         ]
     )
 
 
-def _what_it_is(description: Description, recipe: Recipe) -> list[str]:
-    training, members = recipe.training, len(description.folds)
+def _what_it_is(run: TrainedRun, folds: Sequence[int], recipe: Recipe) -> list[str]:
+    training, members = recipe.training, len(folds)
     feeding = (
         f"slices on a canvas of {recipe.canvas.rows} x {recipe.canvas.columns} pixels of "
         f"{recipe.canvas.pixel_mm:g} mm, normalisation `{recipe.canvas.normalisation}`"
@@ -83,10 +83,10 @@ def _what_it_is(description: Description, recipe: Recipe) -> list[str]:
         if training.average_decay
         else ""
     )
-    batch = description.training_data.figures.get("batch_size")
+    batch = run.recipe.get("batch_size")
     return [
         f"{members} member{'s' if members > 1 else ''} "
-        f"(fold{'s' if members > 1 else ''} {', '.join(map(str, description.folds))}) of recipe "
+        f"(fold{'s' if members > 1 else ''} {', '.join(map(str, folds))}) of recipe "
         f"`{recipe.name}`: {recipe.summary}",
         "",
         f"nnU-Net configuration {recipe.configuration}, {feeding}"
@@ -94,21 +94,30 @@ def _what_it_is(description: Description, recipe: Recipe) -> list[str]:
         f"of {training.iterations_per_epoch} batches of {batch}, {training.optimiser}, learning "
         f"rate {training.learning_rate:g} ({training.schedule}), loss {training.loss}.{average}",
         "",
-        f"A voxel is lesion above a probability of {description.threshold:g}; lesions below "
-        f"{description.minimum_lesion_mm3:g} mm3 are dropped.",
+        f"A voxel is lesion above a probability of {run.threshold:g}; lesions below "
+        f"{run.minimum_lesion_mm3:g} mm3 are dropped.",
     ]
 
 
-def _table(figures: dict[str, Any]) -> list[str]:
+def _software(run: TrainedRun) -> dict[str, Any]:
+    versions: Any = run.recipe["trained_with"]
+    return dict(versions)
+
+
+def _table(figures: Mapping[str, Any]) -> list[str]:
     return [
         "| | |",
         "|---|---|",
-        *(f"| {name.replace('_', ' ')} | {_plain(value)} |" for name, value in figures.items()),
+        *(
+            f"| {name.replace('_', ' ')} | {_plain(value)} |"
+            for name, value in figures.items()
+            if not isinstance(value, dict)
+        ),
     ]
 
 
-def _folds(description: Description) -> list[str]:
-    found: Any = description.validation.figures.get("fold_validation")
+def _folds(run: TrainedRun) -> list[str]:
+    found: Any = run.validation.figures.get("fold_validation")
     if not found:
         return []
     lines = [
@@ -139,8 +148,8 @@ def _folds(description: Description) -> list[str]:
     return lines + (["Refused by the pipeline, in no mean:", "", *refused, ""] if refused else [])
 
 
-def _test(description: Description) -> list[str]:
-    found: Any = description.validation.figures.get("test")
+def _test(run: TrainedRun) -> list[str]:
+    found: Any = run.validation.figures.get("test")
     if not found:
         return ["The test set was not opened.", ""]
     return [
@@ -154,8 +163,8 @@ def _test(description: Description) -> list[str]:
     ]
 
 
-def _semi_synthetic(description: Description) -> str:
-    share: Any = description.training_data.figures.get("semi_synthetic_share_drawn")
+def _semi_synthetic(run: TrainedRun) -> str:
+    share: Any = run.recipe.get("semi_synthetic_share_drawn")
     if not share:
         return "None was trained on."
     return f"{share:.0%} of the training images drawn had lesions of another patient inserted."

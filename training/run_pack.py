@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -15,10 +15,8 @@ from pydantic import JsonValue
 from dicom.errors import StudyError
 from dicom.volume import Grid, read_nifti
 from pipeline.brain import SURFACE_REFINE_VERSION
-from pipeline.ensemble import network_of
 from pipeline.model_pack import (
     Canvas,
-    Description,
     Extractor,
     LeakRule,
     ModelPack,
@@ -27,8 +25,8 @@ from pipeline.model_pack import (
     Summary,
     ValidatedGeometry,
     Weights,
-    write_pack,
 )
+from pipeline.nnunet_import import fitting_weights
 from pipeline.nnunet_plans import Json
 from training.checkpoints import FINAL, read_checkpoint
 from training.dataset import RUN, Dataset, open_dataset
@@ -38,6 +36,7 @@ from training.prepare import IMAGE
 from training.prepared import PreparedCase, PreparedCohort, read_prepared
 from training.run_card import card
 from training.splits import TEST
+from training.trained_pack import TrainedRun, write_trained_pack
 from training.validate import OnRow
 
 MINIMUM_LESION_MM3 = 5.0  # as the starter's: 10 mm3 costs lesion F1 on small lesions
@@ -114,22 +113,17 @@ def pack_run(
     _refuse_other_cohort(facts, cohort)
     members = _members(run, dataset, wanted.folds)
     folds = tuple(members)
-    axes = _mirroring_axes(run, folds)
-    description = _description(dataset, cohort, wanted, folds, axes).model_copy(
-        update={"software": dict(facts["software"])}  # that trained, not that packs
-    )
+    described = _described(run, dataset, cohort, wanted, facts)
 
     judged: list[Judged] = []
     test: Judged | None = None
     with tempfile.TemporaryDirectory(prefix="flairnode-") as scratch:
 
         def packed(chosen: Sequence[int]) -> ModelPack:
-            return write_pack(
-                Path(scratch) / f"pack-{'-'.join(map(str, chosen))}-of-{len(folds)}",
-                description.model_copy(update={"folds": tuple(chosen)}),
-                plans=dataset.plans,
-                dataset_json=dataset.dataset_json,
-                weights={fold: members[fold] for fold in chosen},
+            return write_trained_pack(
+                Path(scratch) / f"pack-{'-'.join(map(str, chosen))}",
+                described,
+                {fold: members[fold] for fold in chosen},
                 card="For the time of measuring.\n",
             )
 
@@ -140,26 +134,18 @@ def pack_run(
                 judged.append(judge(folder, fold, packed([fold]), cases, wanted.device, on_row))
         if wanted.test == "opened":
             cases = [case for case in cohort.cases if case.part == TEST]
-            test = judge(
-                run / "validation" / "test", None, packed(folds), cases, wanted.device, on_row
-            )
-    validation = _validation(dataset, judged, test)
+            folder = run / "validation" / "test"
+            test = judge(folder, None, packed(folds), cases, wanted.device, on_row)
     seen = spacing_seen([*judged, *([test] if test else [])])
-    description = description.model_copy(
-        update={
-            "validation": validation,
-            "validated_geometry": None
-            if seen is None
-            else ValidatedGeometry(slice_spacing_mm=seen[0], pixel_spacing_mm=seen[1]),
-        }
+    described = replace(
+        described,
+        validation=_validation(dataset, judged, test),
+        validated_geometry=None
+        if seen is None
+        else ValidatedGeometry(slice_spacing_mm=seen[0], pixel_spacing_mm=seen[1]),
     )
-    return write_pack(
-        output,
-        description,
-        plans=dataset.plans,
-        dataset_json=dataset.dataset_json,
-        weights=members,
-        card=card(description, dataset.recipe, wanted.commands),
+    return write_trained_pack(
+        output, described, members, card=card(described, folds, dataset.recipe, wanted.commands)
     )
 
 
@@ -180,61 +166,53 @@ def _members(run: Path, dataset: Dataset, asked: tuple[int, ...] | None) -> dict
             "`flairnode train run` again, or pack the others with --folds"
         )
     configuration: Json = dataset.plans["configurations"][dataset.recipe.configuration]
-    # The decoder holds the encoder once more: the network knows each weight by one name.
-    names = [name for name, _ in network_of(configuration).named_parameters()]
     members: dict[int, Weights] = {}
     for fold in folds:
         content = read_checkpoint(fold_folder(run, fold) / FINAL)
         own = content["flairnode"]
         if (own["recipe"], own["dataset"]) != (dataset.recipe.digest, dataset.digest):
             raise RunUnfinishedError(f"fold {fold} was trained on another data set of this run")
-        members[fold] = {name: content["network_weights"][name].numpy() for name in names}
+        members[fold] = fitting_weights(content["network_weights"], configuration, f"fold_{fold}")
     return members
 
 
-def _mirroring_axes(run: Path, folds: Sequence[int]) -> tuple[int, ...]:
-    content = read_checkpoint(fold_folder(run, folds[0]) / FINAL)
-    return tuple(int(axis) for axis in content["inference_allowed_mirroring_axes"])
-
-
-def _description(
+def _described(
+    run: Path,
     dataset: Dataset,
     cohort: PreparedCohort,
     wanted: Wanted,
-    folds: tuple[int, ...],
-    axes: tuple[int, ...],
-) -> Description:
+    facts: Mapping[str, Any],
+) -> TrainedRun:
+    """All but what is measured."""
     recipe = dataset.recipe
-    canvas = recipe.canvas
-    fields: dict[str, Any] = {
-        "name": wanted.name,
-        "version": wanted.version,
-        "status": "research",
-        "configuration": recipe.configuration,
-        "preprocessing": recipe.preprocessing,
-        "canvas": None if canvas is None else Canvas(**dict(canvas)),
-        "nnunet": None
-        if canvas is not None
-        else NnUNetInput(
+    canvas = None if recipe.canvas is None else Canvas(**dict(recipe.canvas))
+    training_data = _training_data(dataset, cohort)
+    return TrainedRun(
+        name=wanted.name,
+        version=wanted.version,
+        feeding=canvas
+        or NnUNetInput(
             image="brain" if recipe.skull_strip else "head",
             orientation=_how_they_lie(cohort.cases),
         ),
-        "extractors": (Extractor(method="surface-refine", version=SURFACE_REFINE_VERSION),)
+        plans=dataset.plans,
+        dataset_json=dataset.dataset_json,
+        training_data=training_data.text,
+        recipe={**training_data.figures, "trained_with": dict(facts["software"])},
+        validation=Summary(text="Not measured yet."),
+        intended_use=INTENDED_USE,
+        limits=LIMITS,
+        licence=wanted.licence,
+        patient_folds=recipe.patient_folds,
+        minimum_lesion_mm3=wanted.minimum_lesion_mm3,
+        configuration=recipe.configuration,
+        mirroring_axes=recipe.axes_mirrored,
+        threshold=wanted.threshold,
+        extractors=(Extractor(method="surface-refine", version=SURFACE_REFINE_VERSION),)
         if recipe.skull_strip
         else (),
-        "mirroring_axes": axes,
-        "threshold": wanted.threshold,
-        "minimum_lesion_mm3": wanted.minimum_lesion_mm3,
-        "leak_rule": None if canvas is None else LeakRule(),
-        "folds": folds,
-        "patient_folds": recipe.patient_folds,
-        "training_data": _training_data(dataset, cohort),
-        "validation": Summary(text="Not measured yet."),
-        "intended_use": INTENDED_USE,
-        "limits": LIMITS,
-        "licence": wanted.licence,
-    }
-    return Description.model_validate(fields)
+        leak_rule=None if canvas is None else LeakRule(),
+    )
 
 
 def _training_data(dataset: Dataset, cohort: PreparedCohort) -> Summary:
