@@ -152,8 +152,21 @@ class WorkQueue:
 class Engine:
     """One launched executor. DBOS allows one in a process."""
 
-    def __init__(self, settings: Settings, executor_id: str, application_version: str) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        executor_id: str,
+        application_version: str,
+        tables: str = "engine",
+    ) -> None:
         """Take the identity and prepare the database; nothing runs before `launch`.
+
+        Args:
+            settings: Of the site.
+            executor_id: Of this process.
+            application_version: Raised when the steps of a workflow change.
+            tables: Other work than the node's own stays apart: the name of the SQLite file, and of
+                a schema in PostgreSQL.
 
         Raises:
             IdentityTakenError: Another process is this executor.
@@ -164,15 +177,16 @@ class Engine:
         self._stop = threading.Event()
         self._postgres: PostgresIdentity | None = None
         self._sqlite: sa.Engine | None = None
+        self._folder, self._tables = settings.node.data_dir, tables
         if self.url is None:
             folder = settings.node.data_dir
             # A predecessor that was killed a moment ago may still be ending.
             self._identity: Identity = FileIdentity(
-                folder / f"engine.{executor_id}.lock",
+                self.lock_file(executor_id),
                 wait_s=3.0,
                 taken=f"the executor {executor_id!r} of {folder} is running already",
             )
-            self._sqlite = sqlite_engine(folder / "engine.sqlite")
+            self._sqlite = sqlite_engine(folder / f"{tables}.sqlite")
             database = DBOSConfig(
                 name=APPLICATION_NAME,
                 system_database_url=str(self._sqlite.url),
@@ -187,6 +201,8 @@ class Engine:
                 system_database_url=self.url,
                 db_engine_kwargs={"connect_args": {**_KEEPALIVES, "connect_timeout": 10}},
             )
+            if tables != "engine":
+                database["dbos_system_schema"] = f"{APPLICATION_NAME}_{tables}"
         DBOS(
             config=DBOSConfig(
                 **database,
@@ -198,6 +214,10 @@ class Engine:
             )
         )
         self._version = application_version
+
+    def lock_file(self, executor_id: str) -> Path:
+        """On SQLite: what a living executor of that name holds an flock on."""
+        return self._folder / f"{self._tables}.{executor_id}.lock"
 
     def launch(self, listen: Sequence[WorkQueue], know: Sequence[WorkQueue] = ()) -> None:
         """Begin to work: recover what this executor left behind, listen to queues.

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 from pydantic import JsonValue
 
 from training.metrics_command import register_metrics
+from training.pack_command import register_pack
 from training.prepare_command import register_prepare
 from training.recipe_command import register_recipes
+from training.run_command import register_runs
 from training.validate_command import register_validate
 
 if TYPE_CHECKING:
@@ -31,6 +33,8 @@ def register(subparsers: Any) -> None:  # noqa: ANN401  # argparse names no publ
     train = subparsers.add_parser("train", help="train models", description="Train models.")
     commands = train.add_subparsers(title="commands", dest="train_command", required=True)
     register_prepare(commands)
+    register_runs(commands)
+    register_pack(commands)
     _register_starter(commands)
     register_recipes(commands)
     register_metrics(subparsers)
