@@ -33,7 +33,7 @@ from node.ledger import (
 from node.outcome import ResultsFolder
 from node.pause import PauseSwitch
 from node.resolve import resolve
-from node.retry import retry_all
+from node.retry import retry_all, retry_series
 from node.select import rule_lines
 from node.sitekey import site_key
 from pipeline.refusals import in_words
@@ -224,15 +224,7 @@ def run_retry(arguments: argparse.Namespace) -> int:
         return _retry_all(arguments, settings)
     with _ledger(settings) as ledger:
         row, job = _find(ledger, arguments.id)
-        current = job
-        if current is None and row.job_id and _rests_on_its_job(row):
-            # A job that only told why is not done again: the series is looked at again.
-            told = ledger.refusal_of(row.job_id) is not None
-            current = None if told else ledger.job(row.job_id)
-        if current is not None:
-            ledger.retry(current.job_id)
-        else:
-            ledger.reopen_series(row.series_instance_uid)
+        current = retry_series(ledger, row, job)
         shown = _in_full(ledger, _again(ledger, row))
     _note(settings, "retry", row, current)
     return _changed(arguments, shown)
@@ -339,11 +331,6 @@ def _note_switch(settings: Settings, what: str) -> None:
     data_dir = settings.node.data_dir
     audit = Audit(data_dir / "audit", site_key(data_dir))
     audit.append(AuditEvent.OPERATOR, what=what, user=getpass.getuser())
-
-
-def _rests_on_its_job(row: SeriesRow) -> bool:
-    """Did the series come to its end through its job, rather than by a decision of the intake?"""
-    return row.reason not in (LATER_FLAIR, CONFLICTING, MISSING_FILES, MIXED_PATIENT, "incomplete")
 
 
 def advice(row: SeriesRow) -> str:

@@ -8,10 +8,22 @@ from dataclasses import dataclass
 from config.settings import Settings
 from node.audit import Audit, AuditEvent
 from node.delivery import ObjectState
-from node.ledger import Job, Ledger, RetryRefusedError, SeriesState
+from node.ledger import (
+    CONFLICTING,
+    LATER_FLAIR,
+    MISSING_FILES,
+    MIXED_PATIENT,
+    Job,
+    Ledger,
+    RetryRefusedError,
+    SeriesRow,
+    SeriesState,
+)
 from node.sitekey import site_key
 
 _NOT_TAKEN = (ObjectState.UNDELIVERABLE, ObjectState.UNREACHABLE, ObjectState.REFUSED)
+_OF_THE_INTAKE = frozenset({CONFLICTING, LATER_FLAIR, MISSING_FILES, MIXED_PATIENT, "incomplete"})
+"""Reasons that the intake gave, whatever a job of the series came to."""
 _STATE_OF_REASON: Mapping[str, ObjectState] = {
     "undeliverable": ObjectState.UNDELIVERABLE,
     "destination-unreachable": ObjectState.UNREACHABLE,
@@ -28,6 +40,29 @@ class Retried:
     """Job ids."""
     refused: Mapping[str, str]
     """Job id -> why it cannot be tried again."""
+
+
+def retry_series(ledger: Ledger, row: SeriesRow, job: Job | None = None) -> Job | None:
+    """Try a job again, or let a series be decided once more; the job, if it was one.
+
+    Args:
+        ledger: The service sees there what is owed, within seconds.
+        row: The series.
+        job: One of its jobs; None: what it rests on.
+
+    Raises:
+        RetryRefusedError: It is in a state that a retry cannot change.
+    """
+    current = job
+    if current is None and row.job_id and row.reason not in _OF_THE_INTAKE:
+        # A job that only told why is not done again: the series is looked at again.
+        told = ledger.refusal_of(row.job_id) is not None
+        current = None if told else ledger.job(row.job_id)
+    if current is not None:
+        ledger.retry(current.job_id)
+    else:
+        ledger.reopen_series(row.series_instance_uid)
+    return current
 
 
 def retry_all(

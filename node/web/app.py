@@ -87,7 +87,7 @@ class SignInNeededError(Exception):
 
 def create_app(surroundings: Surroundings) -> FastAPI:
     """The application over one node."""
-    from node.web import audit, health, pages, rules  # they import what is defined here
+    from node.web import actions, audit, health, pages, rules  # they import what is defined here
 
     app = FastAPI(title="flairnode", docs_url=None, redoc_url=None, openapi_url=None)
     app.state.surroundings = surroundings
@@ -98,6 +98,7 @@ def create_app(surroundings: Surroundings) -> FastAPI:
     app.include_router(pages.router)
     app.include_router(rules.router)
     app.include_router(audit.router)
+    app.include_router(actions.router)
     app.add_api_route("/sign-in", show_sign_in, methods=["GET"])
     app.add_api_route("/sign-in", sign_in, methods=["POST"])
     app.add_api_route("/sign-out", sign_out, methods=["POST"])

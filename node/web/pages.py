@@ -15,8 +15,9 @@ from fastapi.responses import FileResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
 from node.jobs import advice
-from node.ledger import Job, SeriesRow, SeriesState, UnknownJobError
+from node.ledger import UNFINISHED, Job, SeriesRow, SeriesState, UnknownJobError
 from node.outcome import ResultFile
+from node.pause import PauseSwitch
 from node.web.accounts import Session
 from node.web.app import Operator, Surroundings, Viewer, note, page, surroundings_of
 from node.web.health import not_ready
@@ -61,6 +62,12 @@ def _now(node: Surroundings) -> dict[str, Any]:
         "model": node.settings.pipeline.model,
         "device": node.settings.pipeline.device,
         "tested": node.tests.latest if node.tests is not None else None,
+        "paused": PauseSwitch(data_dir).since(),
+        "reasons": [
+            (reason, count)
+            for state, reason, count in node.overview.reasons()
+            if state in (SeriesState.FAILED, SeriesState.HELD) and count > 1
+        ],
         "test_fault": node.tests.fault() if node.tests is not None else "",
     }
 
@@ -220,6 +227,8 @@ def _series_facts(node: Surroundings, row: SeriesRow) -> dict[str, Any]:
     return {
         "row": row,
         "advice": advice(row),
+        "can_retry": row.state in (SeriesState.FAILED, SeriesState.HELD, SeriesState.NOT_ANALYSED),
+        "can_cancel": row.state in UNFINISHED,
         "decision": decision,
         "history": node.ledger.history(row.series_instance_uid),
         "jobs": [_job_facts(node, job) for job in node.ledger.jobs_of(row.series_instance_uid)],

@@ -194,3 +194,70 @@ def test_a_proxy_is_believed_only_from_its_address(tmp_path: Path) -> None:
 def test_an_open_page_needs_a_certificate_or_a_proxy() -> None:
     with pytest.raises(ValueError, match="certificate_file"):
         WebSettings(bind_host="0.0.0.0")  # noqa: S104  # it is refused
+
+
+# --- what an operator does -----------------------------------------------------------------------
+
+
+def held(node: Surroundings, study: str, series: str) -> str:
+    """The pseudonym of a study with a series that waits for a person."""
+    receive(node, study, series)
+    with node.ledger._transaction() as db:
+        db.execute(
+            "UPDATE series SET state = 'held', reason = 'incomplete' WHERE series_instance_uid = ?",
+            (series,),
+        )
+    return tag(site_key(node.settings.node.data_dir), study)
+
+
+def test_an_operator_tries_a_series_again_and_it_is_noted(
+    client: TestClient, node: Surroundings
+) -> None:
+    csrf = sign_in(client, node, Role.OPERATOR)
+    name = held(node, "1.2", "1.2.3")
+    assert "Try again" in client.get(f"/studies/{name}").text
+    path = f"/studies/{name}/series/1.2.3/retry"
+    assert client.post(path).status_code == 403
+    assert client.post(path, data={"csrf": csrf}).headers["location"] == f"/studies/{name}"
+    row = node.ledger.series("1.2.3")
+    assert row is not None
+    assert row.state == "receiving"
+    whats = [line["what"] for line in node.audit.entries() if line is not None]
+    assert whats[-1] == "web-retry"
+
+
+def test_two_operators_on_one_series_do_not_do_it_twice(
+    client: TestClient, node: Surroundings
+) -> None:
+    csrf = sign_in(client, node, Role.OPERATOR)
+    name = held(node, "1.2", "1.2.3")
+    path = f"/studies/{name}/series/1.2.3/retry"
+    assert client.post(path, data={"csrf": csrf}).status_code == 303
+    second = client.post(path, data={"csrf": csrf})
+    assert second.status_code == 409
+    assert "receiving" in second.text
+
+
+def test_a_viewer_changes_nothing(client: TestClient, node: Surroundings) -> None:
+    csrf = sign_in(client, node, Role.VIEWER)
+    name = held(node, "1.2", "1.2.3")
+    assert "Try again" not in client.get(f"/studies/{name}").text
+    for path in (f"/studies/{name}/series/1.2.3/retry", "/pause", "/resume", "/retry-all"):
+        answer = client.post(path, data={"csrf": csrf, "reason": "incomplete"})
+        assert answer.status_code == 403, path
+
+
+def test_a_series_of_another_study_is_not_reached(client: TestClient, node: Surroundings) -> None:
+    csrf = sign_in(client, node, Role.OPERATOR)
+    held(node, "1.9", "1.9.3")
+    name = held(node, "1.2", "1.2.3")
+    answer = client.post(f"/studies/{name}/series/1.9.3/retry", data={"csrf": csrf})
+    assert answer.status_code == 404
+
+
+def test_analyses_are_paused_and_go_on(client: TestClient, node: Surroundings) -> None:
+    csrf = sign_in(client, node, Role.OPERATOR)
+    assert client.post("/pause", data={"csrf": csrf}).status_code == 303
+    assert "no analysis begins" in client.get("/").text
+    assert client.post("/resume", data={"csrf": csrf}).status_code == 303
+    assert "no analysis begins" not in client.get("/").text
