@@ -118,6 +118,7 @@ def two_hosts(bench: Bench) -> Iterator[Hosts]:
             site.node.folder.mkdir()
             site.node.data_dir.mkdir(mode=0o700)
             site.node.write_config()
+            site.node.log_file.touch()
             site.node.fault("slow", "1.0")
             hosts = Hosts(site, cluster)
             hosts.add("service-a", "host-a", "serve")

@@ -319,7 +319,7 @@ def disk_below_its_reserve(bench: Bench) -> None:
             raise AssertionError(f"{taken} taken; {site.sender.answers[-2:]}")
         site.kill()
         filler.unlink()
-        _recover(bench, site, refused)
+        _recover(bench, site, running, refused)
 
 
 def disk_full_while_receiving(bench: Bench) -> None:

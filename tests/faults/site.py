@@ -23,7 +23,7 @@ from tests.faults.sender import PATIENCE_S, Sender
 from tests.integration.node_process import NodeProcess, alive
 
 LAUNCHER = Path(__file__).with_name("launcher.py")
-QUIET_S = 1.5
+QUIET_S = 2.0
 """Longer than a sender needs to begin again after a restart; else half a series looks whole."""
 IMPATIENT: Mapping[str, Any] = {
     "completeness": {"quiet_period_s": QUIET_S},
