@@ -43,8 +43,8 @@ test: .venv/dev
 	@deploy/install_test_tools.sh
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --durations 12
 
-# Every fault of docs/reliability.md, one table, exit status 1 for any loss. PROFILE=ci takes about ten
-# minutes on two cores, PROFILE=long an hour; SEED=N repeats a run. Some faults need root (a small disk).
+# Every fault of docs/reliability.md, one table, exit status 1 for any loss. PROFILE=ci takes about 13
+# minutes on two cores, PROFILE=long longer; SEED=N repeats a run. Some faults need root (a small disk).
 faults: .venv/dev
 	@deploy/install_test_tools.sh
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults --profile $(PROFILE) --seed $(SEED) \
