@@ -9,12 +9,14 @@
 PYTHON ?= python3
 TORCH_INDEX ?=
 DATA ?= ../shared/data
+PROFILE ?= ci
+SEED ?= 1
 BIN := .venv/bin
 TORCH := torch==2.13.0
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 CONSTRAINED := -c constraints.txt
 
-.PHONY: install demo test lint types check train-starter benchmarks fuzz audit clean
+.PHONY: install demo test faults lint types check train-starter benchmarks fuzz audit clean
 .DEFAULT_GOAL := demo
 
 .venv/base: pyproject.toml constraints.txt
@@ -40,6 +42,13 @@ demo: .venv/base
 test: .venv/dev
 	@deploy/install_test_tools.sh
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --durations 12
+
+# Every fault of docs/reliability.md, one table, exit status 1 for any loss. PROFILE=ci takes about 13
+# minutes on two cores, PROFILE=long longer; SEED=N repeats a run. Some faults need root (a small disk).
+faults: .venv/dev
+	@deploy/install_test_tools.sh
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults --profile $(PROFILE) --seed $(SEED) \
+	    --json build/faults-$(PROFILE).json
 
 lint: .venv/dev
 	$(BIN)/ruff check .

@@ -53,6 +53,11 @@ def _register_serve(subparsers: Any) -> None:  # noqa: ANN401
         description="Listens for studies, analyses them and delivers the results, until ended.",
     )
     serve.add_argument("--config", type=Path, required=True, help="settings of the site (TOML)")
+    serve.add_argument(
+        "--standby",
+        action="store_true",
+        help="wait while another service runs on data_dir, and take its place when it ends",
+    )
     serve.set_defaults(run=_run_serve)
     worker = subparsers.add_parser(
         "worker",
@@ -68,7 +73,7 @@ def _register_serve(subparsers: Any) -> None:  # noqa: ANN401
 def _run_serve(arguments: argparse.Namespace) -> int:
     from node.service import serve  # the other commands need no engine
 
-    return serve(load_settings(arguments.config), arguments.config)
+    return serve(load_settings(arguments.config), arguments.config, standby=arguments.standby)
 
 
 def _run_worker(arguments: argparse.Namespace) -> int:

@@ -12,10 +12,13 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ParamSpec, Protocol, TypeVar
 
@@ -41,6 +44,7 @@ R = TypeVar("R")
 log = structlog.get_logger(__name__)
 
 APPLICATION_NAME = "flairnode"
+ENGINE_FILE = "engine.sqlite"
 ACTIVE = ("PENDING", "ENQUEUED", "DELAYED")
 """States of a workflow that DBOS will still work on."""
 EXIT_IDENTITY_LOST = 75
@@ -376,6 +380,31 @@ def take_over(dead_executor_id: str) -> int:
     tests/integration/test_takeover.py is its contract on a real PostgreSQL.
     """
     return len(DBOS._recover_pending_workflows([dead_executor_id]))
+
+
+def set_damaged_aside(path: Path) -> bool:
+    """Rename a damaged SQLite file, so that a new one is begun; was it damaged?
+
+    Nothing is lost with it but history: what is owed stands in the ledger, and is enqueued anew.
+    """
+    if not path.exists():
+        return False
+    try:
+        with closing(sqlite3.connect(path, timeout=30)) as connection:
+            sound = connection.execute("PRAGMA quick_check").fetchall() == [("ok",)]
+    except sqlite3.OperationalError:
+        raise  # locked or unreadable, not damaged
+    except sqlite3.DatabaseError:
+        sound = False
+    if sound:
+        return False
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
+    for suffix in ("", "-wal", "-shm"):
+        old = path.with_name(path.name + suffix)
+        if old.exists():
+            old.rename(path.with_name(f"{path.stem}.{stamp}.damaged.sqlite{suffix}"))
+    log.error("engine.damaged")
+    return True
 
 
 def sqlite_engine(path: Path) -> sa.Engine:

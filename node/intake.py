@@ -498,6 +498,7 @@ class Intake:
         acknowledged. Jobs may have been lost with the engine's database.
         """
         removed = self._spool.remove_parts()
+        self._finish_discarding()
         self._take_up_slots()
         recorded = record_spool(self._spool, self._ledger)
         missing = self._ledger.oracle().missing_files
@@ -562,12 +563,7 @@ class Intake:
 
     def _discard(self, row: SeriesRow) -> bool:
         self._ledger.mark_discarded(row.series_instance_uid)
-        for instance in self._ledger.instances_of(row.series_instance_uid):
-            (self._spool.folder / instance.path).unlink(missing_ok=True)
-        with suppress(OSError):  # another series of the study still lies there
-            folder = self._spool.folder / row.study_instance_uid / row.series_instance_uid
-            folder.rmdir()
-            folder.parent.rmdir()
+        self._delete_files(row)
         log.info("spool.discarded", series_uid=row.series_instance_uid, instances=row.instances)
         with suppress(OSError):
             self._audit.append(
@@ -578,6 +574,23 @@ class Intake:
                 instances=row.instances,
             )
         return True
+
+    def _delete_files(self, row: SeriesRow) -> None:
+        for instance in self._ledger.instances_of(row.series_instance_uid):
+            (self._spool.folder / instance.path).unlink(missing_ok=True)
+        with suppress(OSError):  # another series of the study still lies there
+            folder = self._series_folder(row)
+            folder.rmdir()
+            folder.parent.rmdir()
+
+    def _series_folder(self, row: SeriesRow) -> Path:
+        return self._spool.folder / row.study_instance_uid / row.series_instance_uid
+
+    def _finish_discarding(self) -> None:
+        """A crash among the deletions would leave part of a series for ever."""
+        for row in self._ledger.discarded():
+            if self._series_folder(row).is_dir():
+                self._delete_files(row)
 
 
 def record_spool(spool: Spool, ledger: Ledger) -> int:

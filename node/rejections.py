@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -133,7 +134,7 @@ class Rejections(DBOSConfiguredInstance):
         for number in range(plan.attempts - 1):
             if answer != AGAIN:
                 break
-            DBOS.sleep(plan.first_pause_s * plan.backoff**number)
+            self.pause(plan.first_pause_s * plan.backoff**number)
             answer = self.attempt(note_uid, peer)
         if answer == AGAIN:
             self.give_up_for_now(note_uid, peer)
@@ -157,6 +158,11 @@ class Rejections(DBOSConfiguredInstance):
             return DONE
         log.warning("rejection.missing", peer=peer, why=delivered.message)
         return AGAIN if delivered.worth_another_attempt else REFUSED
+
+    @DBOS.step(name="pause rejection")
+    def pause(self, seconds: float) -> None:
+        """As `Casework.pause`."""
+        time.sleep(seconds)
 
     @DBOS.step(name="give up for now")
     def give_up_for_now(self, note_uid: str, peer: str) -> None:

@@ -31,7 +31,13 @@ from dicom.network.tls import TlsFilesError, listening_context
 from node.audit import Audit
 from node.daily import SelfTests
 from node.durable import PRIVATE, SERVICE_LOCK
-from node.engine import Engine, FileIdentity, IdentityTakenError
+from node.engine import (
+    ENGINE_FILE,
+    Engine,
+    FileIdentity,
+    IdentityTakenError,
+    set_damaged_aside,
+)
 from node.follow import FollowedSources
 from node.intake import Intake, admission
 from node.ledger import Ledger, SeriesState
@@ -187,6 +193,7 @@ class Node:
         data_dir = settings.node.data_dir
         ledger = open_ledger(data_dir)
         results = ResultsFolder(data_dir)
+        set_damaged_aside(data_dir / ENGINE_FILE)
         engine = Engine(settings, service_id(settings), WORKFLOW_VERSION)
         audit = Audit(data_dir / "audit", site_key(data_dir))
         note_start(audit, ledger, settings)
@@ -334,6 +341,7 @@ def serve(
     *,
     worker_command: Sequence[str] = WORKER_COMMAND,
     model_digest: Callable[[Settings], str] = pack_digest,
+    standby: bool = False,
 ) -> int:
     """Run the node until SIGTERM or SIGINT.
 
@@ -342,10 +350,12 @@ def serve(
         config: The site's file; workers read it themselves.
         worker_command: How a worker is started; tests start one with a small analyser.
         model_digest: Digest of the model that workers run.
+        standby: Another service may run on these data: wait for its end, and take its place.
 
     Returns:
-        1 when the node cannot start. Otherwise it does not return: the process ends with status 0,
-        since threads of work under way cannot be ended and need not be.
+        0 when ended while it waited, 1 when the node cannot start. Otherwise it does not return:
+        the process ends with status 0, since threads of work under way cannot be ended and need
+        not be.
     """
     os.umask(PRIVATE)  # workers and decoders inherit it
     ended = threading.Event()
@@ -360,12 +370,12 @@ def serve(
     try:
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         configure_logging(site_key(data_dir))
-        identity = FileIdentity(
-            data_dir / SERVICE_LOCK,
-            wait_s=2.0,  # a predecessor that was killed may still be ending
-            taken=f"a flairnode service runs on {data_dir} already",
-        )
         _require_brain_tool(settings)
+        if standby:
+            log.info("service.standby", pid=os.getpid())
+        identity = _only_service(data_dir, standby, ended)
+        if identity is None:
+            return 0
         node = Node.start(settings, workers, model_digest(settings), config)
     except IdentityTakenError as error:
         return _cannot_start("service.identity-taken", error)
@@ -381,6 +391,26 @@ def serve(
     identity.release()
     sys.stderr.flush()
     os._exit(0)
+
+
+def _only_service(data_dir: Path, standby: bool, ended: threading.Event) -> FileIdentity | None:
+    """Proof that no other service runs on these data; None when told to end while one did.
+
+    Raises:
+        IdentityTakenError: Another one does, and nobody said to wait for it.
+    """
+    while True:
+        try:
+            return FileIdentity(
+                data_dir / SERVICE_LOCK,
+                wait_s=2.0,  # a predecessor that was killed may still be ending
+                taken=f"a flairnode service runs on {data_dir} already",
+            )
+        except IdentityTakenError:
+            if not standby:
+                raise
+        if ended.is_set():
+            return None
 
 
 def _cannot_start(event: str, error: Exception) -> int:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import errno
 import os
 import resource
 import signal
@@ -20,6 +21,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -59,6 +61,11 @@ DEVICE_UNAVAILABLE = "device-unavailable"
 OVERRUNS_ALLOWED = 2
 """Of time or memory: the second time cannot be blamed on a worker that was old, or on the host."""
 PAUSE_LOOK_S = 0.5
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
+DISK_ERRORS = NO_ROOM | {errno.EIO, errno.EROFS}
+DISK_ATTEMPTS = 14  # with their pauses about five minutes
+FIRST_DISK_PAUSE_S = 0.5
+LONGEST_DISK_PAUSE_S = 30.0
 EXIT_PARENT_GONE = 0
 EXIT_IDENTITY_TAKEN = 75  # EX_TEMPFAIL: the predecessor is still ending
 EXIT_NO_MODEL = 78  # EX_CONFIG
@@ -205,6 +212,7 @@ class Worker:
         self._analyser = analyser
         self._run = run
         self._current: Attempts | None = None
+        self._begun: str | None = None
         self._lock = threading.Lock()
 
     def analyse(self, job_id: str) -> Outcome:
@@ -222,7 +230,7 @@ class Worker:
         outcome, report = self._attempt(job_id, order, attempts)
         self._results.finish(job_id, outcome, order, report)
         with self._lock:
-            self._current = None
+            self._current = self._begun = None
             attempts.clear()
         log.info("case.analysed", job=job_id, state=outcome.outcome.value, reason=outcome.reason)
         if self._analyser.worn():
@@ -262,8 +270,9 @@ class Worker:
             )
             return self._ended(order, Outcome.HELD, MODEL_CHANGED, explanation), None
         with self._lock:
-            attempts.begin()
-            self._current = attempts
+            if self._begun != job_id:  # else the disk failed under this attempt, which goes on
+                attempts.begin()
+            self._current, self._begun = attempts, job_id
         watch = LimitWatch(
             self._time_limit_s,
             self._memory_limit_mb,
@@ -281,6 +290,12 @@ class Worker:
         except StudyError as error:
             self._results.begin(job_id)  # nothing of a refused or failed analysis is kept
             return self._ended(order, error.outcome, error.reason, str(error)), None
+        except OSError as error:
+            if error.errno in DISK_ERRORS:
+                raise
+            log.exception("case.failed", job=job_id)
+            self._results.begin(job_id)
+            return self._failed(order, error), None
         except Exception as error:  # the one place: this case fails, the next goes on
             if _is_out_of_memory(error):
                 self._end_for(MEMORY_LIMIT, job_id, attempts)
@@ -349,6 +364,32 @@ def _with_names(report: Mapping[str, Any]) -> dict[str, Any]:
     return {**report, "outputs": outputs}
 
 
+def waiting_for_the_disk(
+    analyse: Callable[[str], Outcome], pause: Callable[[float], None] = time.sleep
+) -> Callable[[str], Outcome]:
+    """`analyse`, tried again while the disk is full or broken: that is no fault of the case.
+
+    Until there is room, however long. A disk that cannot be read or written may be one bad sector
+    under this case alone: then it is given up after some minutes, and the others go on.
+    """
+
+    def analyse_or_wait(job_id: str) -> Outcome:
+        for number in count():
+            try:
+                return analyse(job_id)
+            except OSError as error:
+                if error.errno not in DISK_ERRORS:
+                    raise
+                if error.errno not in NO_ROOM and number >= DISK_ATTEMPTS:
+                    raise
+                waits_s = min(LONGEST_DISK_PAUSE_S, FIRST_DISK_PAUSE_S * 2.0**number)
+                log.exception("case.disk-failed", job=job_id, waited_s=waits_s)
+                pause(waits_s)
+        raise AssertionError("it counts for ever")
+
+    return analyse_or_wait
+
+
 # --- the process -------------------------------------------------------------------------------
 
 
@@ -384,7 +425,7 @@ def run_worker(
         return EXIT_NO_MODEL
     _limit_memory(settings)
     worker = Worker(settings, analyser, run or _boot_id())
-    Analysis(worker.analyse)
+    Analysis(waiting_for_the_disk(worker.analyse))
     try:
         engine = Engine(settings, executor_id, WORKFLOW_VERSION)
     except IdentityTakenError as error:

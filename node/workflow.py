@@ -14,6 +14,7 @@ is owed and where it stands; the engine only drives, and `Casework.resume` makes
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 
@@ -43,7 +44,7 @@ from node.pause import PauseSwitch
 
 log = structlog.get_logger(__name__)
 
-WORKFLOW_VERSION = "flairnode-1"
+WORKFLOW_VERSION = "flairnode-2"
 """Raised when the steps of a workflow change, and only then: a workflow begun under one version is
 run by no other (tests/node/test_workflow.py holds the steps of each version)."""
 
@@ -156,7 +157,7 @@ class Casework(DBOSConfiguredInstance):
         for number in range((attempts or plan.attempts) - 1):
             if answer != AGAIN:
                 break
-            DBOS.sleep(plan.first_pause_s * plan.backoff**number)
+            self.pause(plan.first_pause_s * plan.backoff**number)
             answer = self.attempt(job_id, peer)
         self.settle(job_id, peer)
 
@@ -231,6 +232,15 @@ class Casework(DBOSConfiguredInstance):
         if delivered.arrived:
             self._note(AuditEvent.SENT, job_id, destination=peer, objects=len(delivered.states))
         return _answer(job_id, peer, delivered)
+
+    @DBOS.step(name="pause")
+    def pause(self, seconds: float) -> None:
+        """Between two attempts, by the monotonic clock; a restart in the middle begins it anew.
+
+        Not DBOS' own sleep: that keeps the end of the pause as a time of day, and after a restart
+        with a clock that was set back an hour the result would wait for an hour.
+        """
+        time.sleep(seconds)
 
     @DBOS.step(name="settle")
     def settle(self, job_id: str, peer: str) -> str:

@@ -266,6 +266,16 @@ class SeriesTables(Tables):
             "last_received_at",
         )
 
+    def discarded(self) -> list[SeriesRow]:
+        """Series whose files were to be deleted, and to which nothing has happened since."""
+        return self._series(
+            "discarded_at IS NOT NULL AND series_instance_uid NOT IN"
+            " (SELECT series_instance_uid FROM returned) AND discarded_at >="
+            " (SELECT MAX(at) FROM outcomes"
+            "   WHERE outcomes.series_instance_uid = series.series_instance_uid)",
+            (),
+        )
+
     def mark_discarded(self, series_instance_uid: str) -> None:
         """Remember that the files of a series are to be deleted. Its rows stay."""
         with self._transaction() as db:

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Self
 
 
 def programs() -> Path | None:
@@ -18,28 +19,58 @@ def programs() -> Path | None:
     return found[-1].parent if found else None
 
 
-@contextmanager
-def postgres(bin_folder: Path) -> Iterator[str]:
-    """The address of a fresh database; the server ends with the block.
+class Cluster:
+    """A fresh cluster that can be stopped and started; it ends with the block.
 
     PostgreSQL refuses to run as root: then it runs as `postgres`, or `nobody`.
     """
-    account = _unprivileged()
-    folder = Path(tempfile.mkdtemp(prefix="flairnode-pg-"))
-    data = folder / "data"
-    try:
-        if account is not None:
-            shutil.chown(folder, account)
-        _run(account, str(bin_folder / "initdb"), "-D", str(data), "-A", "trust", "-U", "node")
-        options = f"-c listen_addresses='' -c unix_socket_directories='{folder}'"
-        control = (str(bin_folder / "pg_ctl"), "-D", str(data), "-w")
-        _run(account, *control, "-o", options, "-l", str(folder / "log"), "start")
+
+    def __init__(self, bin_folder: Path) -> None:
+        self._bin = bin_folder
+        self._account = _unprivileged()
+        self._folder = Path(tempfile.mkdtemp(prefix="flairnode-pg-"))
+        self.url = f"postgresql://node@/postgres?host={self._folder}"
+
+    def __enter__(self) -> Self:
         try:
-            yield f"postgresql://node@/postgres?host={folder}"
+            if self._account is not None:
+                shutil.chown(self._folder, self._account)
+            initdb = (str(self._bin / "initdb"), "-D", str(self._data), "-A", "trust", "-U", "node")
+            _run(self._account, *initdb)
+            self.start()
+        except BaseException:
+            shutil.rmtree(self._folder)
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self.stop()
         finally:
-            _run(account, *control, "-m", "immediate", "stop")
-    finally:
-        shutil.rmtree(folder)
+            shutil.rmtree(self._folder)
+
+    @property
+    def _data(self) -> Path:
+        return self._folder / "data"
+
+    def start(self) -> None:
+        """Until it answers."""
+        options = f"-c listen_addresses='' -c unix_socket_directories='{self._folder}'"
+        self._control("-o", options, "-l", str(self._folder / "log"), "start")
+
+    def stop(self) -> None:
+        """At once, as by a crash; whoever is connected is cut off."""
+        self._control("-m", "immediate", "stop")
+
+    def _control(self, *arguments: str) -> None:
+        _run(self._account, str(self._bin / "pg_ctl"), "-D", str(self._data), "-w", *arguments)
+
+
+@contextmanager
+def postgres(bin_folder: Path) -> Iterator[str]:
+    """The address of a fresh database; the server ends with the block."""
+    with Cluster(bin_folder) as cluster:
+        yield cluster.url
 
 
 def _unprivileged() -> str | None:

@@ -16,7 +16,14 @@ import sqlalchemy as sa
 from dbos import DBOS
 
 from config.settings import EngineSettings, NodeSettings, Settings
-from node.engine import Engine, FileIdentity, IdentityTakenError, WorkQueue, advisory_key
+from node.engine import (
+    Engine,
+    FileIdentity,
+    IdentityTakenError,
+    WorkQueue,
+    advisory_key,
+    set_damaged_aside,
+)
 from node.engine import sqlite_engine as make_sqlite_engine
 
 QUEUE = WorkQueue("unit", worker_concurrency=1)
@@ -73,6 +80,22 @@ def test_a_commit_is_on_disk_before_it_is_believed(tmp_path: Path) -> None:
         "busy_timeout": 30_000,
         "foreign_keys": 1,
     }
+
+
+def test_a_damaged_database_is_set_aside_and_a_sound_one_is_left(tmp_path: Path) -> None:
+    path = tmp_path / "engine.sqlite"
+    assert not set_damaged_aside(path)  # there is none yet
+    engine = make_sqlite_engine(path)
+    with engine.begin() as connection:
+        connection.execute(sa.text("CREATE TABLE workflows (id TEXT)"))
+    engine.dispose()
+    assert not set_damaged_aside(path)
+    content = path.read_bytes()
+    path.write_bytes(b"Z" * len(content))
+    assert set_damaged_aside(path)
+    assert not path.exists()
+    (kept,) = tmp_path.glob("engine.*.damaged.sqlite")
+    assert kept.read_bytes() == b"Z" * len(content)
 
 
 def test_the_database_is_readable_by_its_owner_alone(engine: Engine, tmp_path: Path) -> None:

@@ -601,6 +601,52 @@ def test_a_late_slice_of_a_discarded_series_asks_for_the_whole_series(
     assert len(bench.ledger.paths_of(again.job_id)) == 12
 
 
+def test_a_crash_among_the_deletions_leaves_no_image_behind(
+    make_bench: Make, make_flair_series: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = make_bench()
+    (job,) = bench.close(*make_flair_series().paths)
+    bench.ledger.set_state(job.job_id, Outcome.DELIVERED)
+    real_unlink, deleted = Path.unlink, 0
+
+    def unlink(self: Path, missing_ok: bool = False) -> None:
+        nonlocal deleted
+        if (deleted := deleted + 1) == 5:
+            raise KeyboardInterrupt  # the power goes
+        real_unlink(self, missing_ok)
+
+    later = datetime.now(UTC) + timedelta(days=15)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", unlink)
+        with pytest.raises(KeyboardInterrupt):
+            bench.intake.discard_old(later)
+    assert len(list(bench.spool.files())) == 6
+    restarted = make_bench()
+    restarted.intake.reconcile()
+    assert not list(restarted.spool.files())
+    assert restarted.ledger.oracle().balanced
+
+
+def test_images_that_came_back_after_they_were_discarded_are_kept_as_long_again(
+    make_bench: Make, make_flair_series: Make
+) -> None:
+    bench = make_bench()
+    flair = make_flair_series(slices=12)
+    in_order = sorted(flair.paths, key=lambda path: int(dcmread(path).InstanceNumber))
+    later = datetime.now(UTC) + timedelta(days=15)
+    (job,) = bench.close(*in_order[:-1])
+    bench.ledger.set_state(job.job_id, Outcome.DELIVERED)
+    bench.intake.discard_old(later)
+    bench.close(in_order[-1])
+    (again,) = bench.close(*in_order)
+    bench.ledger.set_state(again.job_id, Outcome.DELIVERED)
+    restarted = make_bench()
+    restarted.intake.reconcile()
+    assert len(list(restarted.spool.files())) == 12
+    assert restarted.intake.discard_old(later) == 1
+    assert not list(restarted.spool.files())
+
+
 # --- who may send ---------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from dicom.errors import MissingSliceError, Outcome
 from node import worker as worker_module
 from node.outcome import Order, ResultsFolder
 from node.pause import PauseSwitch
-from node.worker import Analyser, Attempts, Worker
+from node.worker import Analyser, Attempts, Worker, waiting_for_the_disk
 
 JOB, PACK = "job-1", "5" * 64
 
@@ -380,3 +381,55 @@ def test_memory_beyond_the_limit_fails_inside_the_process(tmp_path: Path) -> Non
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "refused\n"
+
+
+# --- the disk -------------------------------------------------------------------------------------
+
+
+def test_a_case_waits_for_a_full_disk_and_is_not_blamed_for_it(
+    results: ResultsFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker, full, pauses = make_worker(results), 6, list[float]()
+    real_finish = ResultsFolder.finish
+
+    def finish(self: ResultsFolder, *arguments: Any) -> None:  # noqa: ANN401
+        if len(pauses) < full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real_finish(self, *arguments)
+
+    monkeypatch.setattr(ResultsFolder, "finish", finish)
+    analyse = waiting_for_the_disk(worker.analyse, pause=pauses.append)
+    assert analyse(JOB) is Outcome.ANALYSED  # after more failures than a case may kill workers
+    assert pauses == [0.5, 1.0, 2.0, 4.0, 8.0, 16.0]
+
+
+def test_a_disk_that_fails_within_the_analysis_is_waited_for_as_well(
+    results: ResultsFolder,
+) -> None:
+    tries = iter([errno.ENOSPC, errno.EIO])
+
+    def fail(paths: Sequence[Path], output: Path) -> Any:  # noqa: ANN401
+        if (number := next(tries, None)) is not None:
+            raise OSError(number, "the disk")
+        return analysed(paths, output)
+
+    analyse = waiting_for_the_disk(make_worker(results, fail).analyse, pause=lambda _: None)
+    assert analyse(JOB) is Outcome.ANALYSED
+
+
+def test_a_bad_sector_under_one_case_does_not_stop_the_others(results: ResultsFolder) -> None:
+    pauses: list[float] = []
+
+    def fail(_paths: Sequence[Path], _output: Path) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    analyse = waiting_for_the_disk(make_worker(results, fail).analyse, pause=pauses.append)
+    with pytest.raises(OSError, match="Input/output"):
+        analyse(JOB)
+    assert 240 < sum(pauses) < 400
+
+
+def test_a_file_that_is_gone_is_the_cases_own_fault(results: ResultsFolder) -> None:
+    (results.data_dir / "a.dcm").unlink()
+    analyse = waiting_for_the_disk(make_worker(results).analyse, pause=lambda _: None)
+    assert analyse(JOB) is Outcome.FAILED

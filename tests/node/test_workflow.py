@@ -56,7 +56,13 @@ STEPS = {
         "analysis": ["analyse"],
         "delivery that arrives": ["attempt", "settle"],
         "delivery that does not": ["attempt", "DBOS.sleep", "attempt", "settle"],
-    }
+    },
+    "flairnode-2": {
+        "series": ["prepare", "analysis", "DBOS.getResult", "conclude", "delivery", "delivery"],
+        "analysis": ["analyse"],
+        "delivery that arrives": ["attempt", "settle"],
+        "delivery that does not": ["attempt", "pause", "attempt", "settle"],
+    },
 }
 
 
