@@ -196,6 +196,7 @@ class DemoSite:
                     "port": self.node_port,
                     "data_dir": str(self.data_dir),
                     "reserve_mb": 256,
+                    "daily_self_test": False,
                 },
             ),
             ("[[peers]]", archive.model_dump(exclude_defaults=True)),

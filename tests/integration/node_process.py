@@ -83,6 +83,7 @@ class NodeProcess:
                 "port": self.port,
                 "data_dir": str(self.data_dir),
                 "reserve_mb": 10,
+                "daily_self_test": False,
             },
             "completeness": {"quiet_period_s": 1.0},
             "delivery": {"first_pause_s": 0.2, "attempts": 3, "retry_held_every_s": 1.0},
