@@ -1,7 +1,8 @@
 """From the wire to a job: spool, ledger, quiet period, completeness, selection.
 
-A sender is told 0x0000 only when the object is written, synchronised, under its final name, and
-recorded. From there on every series comes to a visible end, with its reason.
+A sender is told 0x0000 only when the object is written, synchronised and recorded; its final name
+and its row are made again from the spool if a power cut takes them. From there on every series
+comes to a visible end, with its reason.
 """
 
 from __future__ import annotations
