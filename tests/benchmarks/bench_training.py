@@ -97,10 +97,7 @@ def compare(runs: dict[str, Path], arguments: argparse.Namespace) -> int:
                     f"{spread:20}  {one['peak_mib']:8.0f}{more}",
                     flush=True,
                 )
-            (ours, stock), losses = (
-                (found[who] for who in WHO),
-                [found[who]["losses"] for who in WHO],
-            )
+            ours, stock = (found[who] for who in WHO)
             ratio = statistics.median(ours["cpu"]) / statistics.median(stock["cpu"])
             apart = max(
                 abs(one - other) for one, other in zip(ours["losses"], stock["losses"], strict=True)
