@@ -41,6 +41,7 @@ from nnunetv2.training.loss.compound_losses import DC_and_BCE_loss, DC_and_CE_lo
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from torch import Tensor, nn
 
 from dicom.errors import Outcome, StudyError
@@ -237,8 +238,22 @@ class FoldTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net has no types
 
     def initialize(self) -> None:
         """Build network, optimiser and loss. The first weights follow from seed and fold."""
+        # Not the base class's: it looks for nnU-Net's cases, and the recipe `site-2d` has stacks.
+        self.num_input_channels = determine_num_input_channels(
+            self.plans_manager, self.configuration_manager, self.dataset_json
+        )
         with seeded(seed_of(self.dataset.seed, self.fold, "weights")):
-            super().initialize()
+            network = self.build_network_architecture(
+                self.plans_manager,
+                self.configuration_manager,
+                self.num_input_channels,
+                self.label_manager.num_segmentation_heads,
+                self.enable_deep_supervision,
+            ).to(self.device)
+        self.network = torch.compile(network) if self._do_i_compile() else network
+        self.optimizer, self.lr_scheduler = self.configure_optimizers()
+        self.loss = self._build_loss()
+        self.was_initialized = True
         if self.recipe.training.average_decay:
             self.average = {
                 name: value.detach().clone() for name, value in self.module.named_parameters()
