@@ -83,6 +83,9 @@ REFUSALS: Final[Mapping[str, Words]] = {
         "a rule of this site does not want it", "Ask who looks after this software here."
     ),
     # --- the pixels
+    "decoder-limits": Words(
+        "decoding the pixels takes more memory or time than any real image does", _ASK_SCANNER
+    ),
     "undecodable-pixels": Words(
         "the pixels cannot be decoded",
         "Send the series again uncompressed, or compressed in another way.",

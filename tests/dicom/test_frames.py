@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from highdicom.legacy import LegacyConvertedEnhancedMRImage
 from pydicom import dcmread
-from pydicom.dataset import Dataset
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     JPEG2000Lossless,
@@ -21,6 +20,7 @@ from pydicom.uid import (
 
 import dicom.volume
 from dicom.attributes import number, text, values
+from dicom.decoding import Decoder
 from dicom.errors import (
     DuplicateSliceError,
     IncompleteSeriesError,
@@ -112,17 +112,17 @@ def test_compressed_frames_are_decoded_once_each(
     made = make_flair_series()
     series = write_enhanced(made, tmp_path / "e", order=SHUFFLED, transfer_syntax_uid=syntax)
     read, decoded = [], []
-    dcmread_once, iter_once = dicom.volume.pydicom.dcmread, dicom.volume.iter_pixels
+    dcmread_once, frames_once = dicom.volume.pydicom.dcmread, dicom.volume.Decoder.frames
     monkeypatch.setattr(
         dicom.volume.pydicom, "dcmread", lambda *a, **k: read.append(a) or dcmread_once(*a, **k)
     )
 
-    def counted(dataset: Dataset, indices: list[int]) -> Iterator[Any]:
-        for pixels in iter_once(dataset, indices=indices):
+    def counted(self: Decoder, path: Path, numbers: list[int]) -> Iterator[Any]:
+        for pixels in frames_once(self, path, numbers):
             decoded.append(pixels.shape)
             yield pixels
 
-    monkeypatch.setattr(dicom.volume, "iter_pixels", counted)
+    monkeypatch.setattr(dicom.volume.Decoder, "frames", counted)
     np.testing.assert_array_equal(read_volume(series).voxels, made.voxels)
     assert (len(read), decoded) == (1, [(48, 36)] * 10)
 

@@ -128,6 +128,7 @@ def test_a_node_whose_ledger_was_lost_asks_for_commitment_anew(
             ledger.write(b"not a database, as a broken disk leaves it" * 100)
         node.start()
         node.wait_until(lambda: len(behaves.asked) == 2)
+        node.wait_until(lambda: states(node) == {"awaiting-commitment"})
         assert behaves.report(transaction=0) == 0, "of the first request: taken, and of no use"
         assert states(node) == {"awaiting-commitment"}
         assert behaves.report(transaction=1) == 0

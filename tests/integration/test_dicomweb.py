@@ -22,6 +22,7 @@ Make = Callable[..., Any]
 def web_peer(archive: Orthanc, folder: Path, **changes: object) -> Peer:
     password = folder / "password"
     password.write_text(archive.password + "\n")
+    password.chmod(0o600)
     content = {
         "name": "archive",
         "ae_title": archive.ae_title,

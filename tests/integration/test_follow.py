@@ -412,7 +412,7 @@ def test_what_the_full_disk_refuses_is_fetched_when_there_is_room(
     store(orthanc, head.paths)
     site = make_site()
     with monkeypatch.context() as patch:
-        patch.setattr(type(site.spool), "free_bytes", lambda _: -1)
+        patch.setattr(site.intake.reserve, "_free_bytes", lambda: -1)
         site.look()
     assert site.trouble() == "the disk is below its reserve"
     assert site.held() == set()

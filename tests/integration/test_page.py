@@ -98,7 +98,8 @@ def page(browser: Browser, operated: Operated) -> Iterator[Page]:
         sign_in(page, operated, Role.ADMINISTRATOR)
         faults.clear()  # the first page is answered 401, which the console counts as an error
         yield page
-        assert faults == []
+        # Refused rules are answered 422, which the console counts as an error too.
+        assert [fault for fault in faults if "422" not in fault] == []
 
 
 def sign_in(page: Page, operated: Operated, role: Role) -> None:
@@ -207,11 +208,9 @@ def test_rules_are_tried_refused_and_saved_and_decide_the_next_study(
 
     before = operated.node.config.read_text()
     text.fill('[selection]\nprefer = "4d"')
-    page.once("console", lambda _: None)
     page.get_by_role("button", name="Save").click()
     expect(page.get_by_role("alert")).to_contain_text("prefer")
     assert operated.node.config.read_text() == before
-    page.evaluate("console.clear()")
 
     text.fill('[selection]\nprefer = "2d"')
     page.get_by_role("button", name="Save").click()
