@@ -154,6 +154,8 @@ class Compute:
 class FoldTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net has no types
     """One fold of a run."""
 
+    network: Any
+    """An nn.Module, or what torch.compile makes of one."""
     dataset: TrainingDataset
     recipe: Recipe
     run: Path
