@@ -30,14 +30,17 @@ from typing import Any
 import numpy as np
 
 from dicom.errors import StudyError
+from dicom.volume import Volume
 from pipeline.brain import SURFACE_REFINE_VERSION, BrainMask
 from pipeline.model_pack import canonical_json
+from pipeline.orientation import axial_view
 from training.dataset_cases import (
     Files,
     Row,
     canvas_case,
     facts_of,
     find_brain,
+    in_axial_view,
     stack_case,
     stripped_case,
     stripped_image,
@@ -60,7 +63,7 @@ from training.recipe import Recipe
 from training.splits import FOLDS, TEST, PatientInTwoPartsError
 from training.whole_files import DiskFullError, write_text, write_whole
 
-DATASET_REVISION = "1"
+DATASET_REVISION = "2"
 """Raised when the same case would come out differently: then every case is made again."""
 DEFAULT_SEED = (
     20250101  # as `flairnode train prepare`; used where there are no splits to take it of
@@ -390,7 +393,7 @@ class _Builder:
         def strip(case: PreparedCase) -> tuple[Row, Files]:
             volume, lesions = case.read()
             one = Labelled(volume, lesions, find_brain(volume, self._recipe))
-            return stripped_case(case.name, one, self._recipe)
+            return stripped_case(case.name, in_axial_view(one), self._recipe)
 
         stripped = self._ready(
             [
@@ -412,10 +415,12 @@ class _Builder:
 
         def build(case: PreparedCase) -> tuple[Row, Files]:
             volume, lesions = case.read()
-            brain = unpacked(self._stripped(case.name)["brain"], volume.grid.shape)
-            image = stripped_image(volume, brain, self._recipe)
+            view = axial_view(volume.grid)
+            brain = unpacked(self._stripped(case.name)["brain"], view.grid.shape)
+            seen = Volume(view.apply(volume.voxels), view.grid)
+            image = stripped_image(seen, brain, self._recipe)
             images, masks, properties = preprocess_case(
-                image, lesions, volume.grid.spacing_mm, plans, described
+                image, view.apply(lesions), view.grid.spacing_mm, plans, described
             )
             row = {**found[case.name], "images": [{"name": case.name, "copy": 0}]}
 

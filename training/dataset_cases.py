@@ -258,6 +258,20 @@ def _cropped(values: Array, canvas: CanvasSpec) -> Array:
 # --- volumes for nnU-Net's own preprocessing ----------------------------------------------------
 
 
+def in_axial_view(one: Labelled) -> Labelled:
+    """As the node shows a head to a network with nnU-Net's preprocessing, however it was stored.
+
+    nnU-Net takes arrays as they lie: a cohort stored in several ways would be trained on several
+    ways up, and a sagittal acquisition cut into sagittal slices.
+    """
+    view = axial_view(one.volume.grid)
+    return Labelled(
+        Volume(view.apply(one.volume.voxels), view.grid),
+        view.apply(one.lesions),
+        BrainMask(view.apply(one.brain.mask), view.grid, one.brain.method, one.brain.version),
+    )
+
+
 def stripped_case(name: str, one: Labelled, recipe: Recipe) -> tuple[Row, Files]:
     """Where the brain is, and what nnU-Net's fingerprint takes from the case."""
     image = stripped_image(one.volume, one.brain.mask, recipe)

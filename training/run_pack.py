@@ -13,7 +13,6 @@ import numpy as np
 from pydantic import JsonValue
 
 from dicom.errors import StudyError
-from dicom.volume import Grid, read_nifti
 from pipeline.brain import SURFACE_REFINE_VERSION
 from pipeline.model_pack import (
     Canvas,
@@ -32,8 +31,7 @@ from training.checkpoints import FINAL, read_checkpoint
 from training.dataset import RUN, Dataset, open_dataset
 from training.fold import fold_folder
 from training.fold_validation import Judged, figures, judge, spacing_seen, test_figures
-from training.prepare import IMAGE
-from training.prepared import PreparedCase, PreparedCohort, read_prepared
+from training.prepared import PreparedCohort, read_prepared
 from training.run_card import card
 from training.splits import TEST
 from training.trained_pack import TrainedRun, write_trained_pack
@@ -62,12 +60,6 @@ class OtherCohortError(StudyError):
     """The prepared cohort is not the one that the run was trained on."""
 
     reason: ClassVar[str] = "other-cohort"
-
-
-class MixedOrientationsError(StudyError):
-    """nnU-Net takes images as they lie, and these do not all lie alike."""
-
-    reason: ClassVar[str] = "mixed-orientations"
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +94,6 @@ def pack_run(
     Raises:
         RunUnfinishedError: A fold is not trained to its end.
         OtherCohortError: Cohort or splits are not those of the run.
-        MixedOrientationsError: A nnU-Net pack cannot say how its images lay.
         ModelPackError: The pack exists, or cannot be written.
     """
     if output.exists():
@@ -191,10 +182,8 @@ def _described(
         name=wanted.name,
         version=wanted.version,
         feeding=canvas
-        or NnUNetInput(
-            image="brain" if recipe.skull_strip else "head",
-            orientation=_how_they_lie(cohort.cases),
-        ),
+        # Laid out as the node's axial view (`training.dataset_cases.in_axial_view`).
+        or NnUNetInput(image="brain" if recipe.skull_strip else "head", orientation="LPS"),
         plans=dataset.plans,
         dataset_json=dataset.dataset_json,
         training_data=training_data.text,
@@ -278,36 +267,3 @@ def _validation(dataset: Dataset, judged: Sequence[Judged], test: Judged | None)
             f"{opened['patients']} patients."
         )
     return Summary(text=text, figures=found)
-
-
-def _how_they_lie(cases: Sequence[PreparedCase]) -> str:
-    """Where columns, rows and slices of the training images run to, if of all alike.
-
-    Raises:
-        MixedOrientationsError: They do not lie alike, or are not axial.
-    """
-    codes = {
-        orientation_code(read_nifti(case.folder / IMAGE).grid)
-        for case in cases
-        if case.part != TEST
-    }
-    if len(codes) != 1 or None in codes:
-        told = ", ".join(sorted(code or "not axial" for code in codes))
-        raise MixedOrientationsError(
-            f"the images of the cohort lie differently ({told}), and nnU-Net took each as it lay: "
-            "a pack cannot say how to lay an image for it. Bring all to one axial orientation, or "
-            "use a recipe with a canvas"
-        )
-    return str(codes.pop())
-
-
-def orientation_code(grid: Grid) -> str | None:
-    """Three letters: where columns, rows and slices run to. None: slices are not axial."""
-    columns, rows, slices = (grid.affine[:3, axis] for axis in (2, 1, 0))
-    if [int(np.abs(step).argmax()) for step in (columns, rows, slices)] != [0, 1, 2]:
-        return None
-    letters = (("R", "L"), ("A", "P"), ("I", "S"))
-    return "".join(
-        pair[int(step[axis] > 0)]
-        for axis, (step, pair) in enumerate(zip((columns, rows, slices), letters, strict=True))
-    )
