@@ -49,6 +49,8 @@ def main() -> int:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--iterations", type=int, default=3, help="counted ones (%(default)s)")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--recipes", nargs="+", default=RECIPES, choices=RECIPES)
+    parser.add_argument("--batches", nargs="+", type=int, default=BATCHES)
     parser.add_argument("--work", type=Path, help="keep the data sets here")
     parser.add_argument("--one", nargs=3, metavar=("RUN", "BATCH", "WHO"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -60,7 +62,7 @@ def main() -> int:
         work = arguments.work or Path(scratch)
         work.mkdir(parents=True, exist_ok=True)
         runs = {name: build(work, name) for name in RECIPES}
-        return compare(runs, arguments)
+        return compare({name: runs[name] for name in arguments.recipes}, arguments)
 
 
 def build(work: Path, recipe: str) -> Path:
@@ -86,7 +88,7 @@ def compare(runs: dict[str, Path], arguments: argparse.Namespace) -> int:
     print(f"{arguments.device}, {arguments.threads} threads, n = {arguments.iterations} iterations")
     print("recipe     batch  trainer    CPU s  wall s (least, most)  peak MiB  a batch  waiting")
     for recipe, run in runs.items():
-        for batch in BATCHES:
+        for batch in arguments.batches:
             found = {who: in_a_process(run, batch, who, arguments) for who in WHO}
             for who, one in found.items():
                 wall = one["seconds"]
@@ -151,7 +153,7 @@ def measure(run: Path, batch: int, who: str, arguments: argparse.Namespace) -> d
     found = timed(step, drawn, arguments.device)
     found |= {"draw_s": draw_s, "peak_mib": peak_mib(arguments.device), "waiting": 0.0}
     if who == WHO[0]:
-        stream = in_turn(draw, range(arguments.iterations + 3), workers=1)
+        stream = in_turn(draw, range(arguments.iterations + 2), workers=1)
         found["waiting"] = waiting_share(step, stream)
     return found
 
