@@ -104,7 +104,7 @@ def killed_between_two_sends(bench: Bench) -> None:
 
 def killed_while_discarding(bench: Bench) -> None:
     """K12: four of ten images are deleted when the power goes."""
-    with bench.fresh_site(sections={"retention": {"keep_days": 0.0}}) as site:
+    with bench.fresh_site(sections={"retention": {"keep_days": 0.0, "least_days": 0.0}}) as site:
         site.trap("hourly", "1.0")
         site.node.start()
         flair = site.flair("PATIENT")
