@@ -835,7 +835,7 @@ SCENARIOS: tuple[Scenario, ...] = (
     Scenario("clock-jumps", clock_jumps),
     Scenario("ledger-locked", ledger_is_locked),
     Scenario("ledger-corrupt", partial(database_is_corrupt, name="intake.sqlite"), core=True),
-    Scenario("engine-corrupt", partial(database_is_corrupt, name="engine.sqlite"), core=True),
+    Scenario("engine-corrupt", partial(database_is_corrupt, name="engine.sqlite")),
     Scenario("upgrade", upgrade_with_work_in_flight),
     Scenario("queued-at-start", thousands_queued),
     *(Scenario(fault, scene) for fault, scene in POSTGRES.items()),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from io import BytesIO
 
 import pytest
+from pydicom import dcmread
 
 from node.archive import find_orthanc
 from tests.faults.bench import CORE, Bench
@@ -81,4 +83,16 @@ def test_the_oracle_sees_a_result_that_the_archive_lacks_or_was_given_twice(rest
     assert len(found.lost) == 1
     assert found.lost[0].startswith("not in ORTHANC")
     archive.request("POST", "/instances", file)
-    assert rested.judge().doubled == ["3 stores of 2 objects in ORTHANC"]
+    assert rested.judge().clean
+    copy = dcmread(BytesIO(file))
+    copy.PatientID = "ANOTHER"  # to Orthanc another object, under the same SOP Instance UID
+    copy.save_as(written := BytesIO())
+    archive.request("POST", "/instances", written.getvalue())
+    assert f"twice in ORTHANC: {copy.SOPInstanceUID}" in rested.judge().doubled
+
+
+def test_the_oracle_sees_an_object_that_no_job_made(rested: Site) -> None:
+    (archive,) = rested.archives
+    file = next(iter(rested.sender.acknowledged.values()))
+    archive.request("POST", "/instances", file.read_bytes())
+    assert any(line.startswith("an object of no job") for line in rested.judge().wrong)
