@@ -25,7 +25,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from faults import balance
+from kills import balance
 from node_process import PATIENCE_S, NodeProcess
 from pydicom import dcmread, dcmwrite
 from pydicom.uid import generate_uid

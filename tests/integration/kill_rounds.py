@@ -19,7 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from faults import Balance, Kills, balance
+from kills import Balance, Kills, balance
 from node_process import SENDER, NodeProcess
 
 from node.archive import Orthanc

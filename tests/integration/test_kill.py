@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 import pytest
-from faults import Kills, balance
+from kills import Kills, balance
 from node_process import PATIENCE_S, NodeProcess, Sent
 
 from node.archive import Orthanc
