@@ -19,7 +19,6 @@ from pathlib import Path
 
 from pydicom import dcmread
 from pydicom.uid import generate_uid
-from tests.integration.faults import Kills
 
 from dicom.errors import Outcome
 from node.intake import received_instance
@@ -32,6 +31,7 @@ from tests.faults.images import Sent
 from tests.faults.sender import AE_TITLE
 from tests.faults.shim import Shim
 from tests.faults.site import LAUNCHER, QUIET_S, Site, signal_tree
+from tests.integration.kills import Kills
 from tests.integration.node_process import PATIENCE_S
 from tests.integration.standin import PACK_DIGEST
 
