@@ -215,7 +215,9 @@ def _training_data(dataset: Dataset, cohort: PreparedCohort) -> Summary:
         "recipe": recipe.name,
         "recipe_digest": recipe.digest,
         "dataset_digest": dataset.digest,
+        # By both `validate run --cohort` knows whom this pack has seen.
         "cohort_digest": cohort.digest,
+        "splits_digest": cohort.splits_digest,
         "seed": dataset.seed,
         "patients": len(patients),
         "sessions": len(trained),

@@ -7,7 +7,6 @@ default the test set, which no fold of that cohort was trained on.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from typing import Any
 from pydantic import JsonValue
 
 from dicom.errors import EmptyInputError, StudyError
-from pipeline.model_pack import Manifest, canonical_json
+from pipeline.model_pack import Manifest
 from training.case_inputs import (
     FLAIR,
     REFERENCE,
@@ -28,7 +27,8 @@ from training.case_inputs import (
 )
 from training.cohort import CohortCase, CohortError, read_cohort
 from training.prepare import CASES, EXCLUDED, IMAGE, MASK, ROW, SECOND_MASK, SPLITS
-from training.splits import TEST, Splits, read_splits
+from training.prepared import PreparedCase, read_prepared
+from training.splits import TEST
 from training.validate import Case
 
 PREPARED_NAMES = {REFERENCE: MASK, FLAIR: IMAGE, SECOND: SECOND_MASK}
@@ -119,27 +119,26 @@ def _repeated(one: CohortCase, listed: tuple[CohortCase, ...]) -> str:
 
 
 def _prepared(path: Path, manifest: Manifest, part: str) -> Chosen:
-    splits = read_splits(path / SPLITS)
-    wanted = [case for case in splits.cases if part in (ALL, _part(splits, case.patient))]
+    cohort = read_prepared(path, patient_folds=True)
+    wanted = [case for case in cohort.cases if part in (ALL, _part(case))]
     if not wanted:
         raise EmptyInputError(f"the prepared cohort has no case in the part {part}")
-    digest, splits_digest = cohort_digest(path, splits), digest_of_splits(splits)
     told = manifest.training_data.figures
-    trained_here = told.get("cohort_digest") == digest
+    trained_here = told.get("cohort_digest") == cohort.digest
     # The same cohort, dealt otherwise: then nobody knows who was kept for the test.
-    dealt_otherwise = trained_here and told.get("splits_digest", splits_digest) != splits_digest
+    dealt_as_here = told.get("splits_digest", cohort.splits_digest) == cohort.splits_digest
     seen = seen_patients(manifest)
     cases = []
     for one in wanted:
-        of_patient = _part(splits, one.patient)
-        seen_here = trained_here and (dealt_otherwise or of_patient != TEST)
+        of_patient = _part(one)
+        seen_here = trained_here and (not dealt_as_here or of_patient != TEST)
         about = {
-            **_known(path / CASES / one.name / ROW),
+            **_known(one.folder / ROW),
             "part": of_patient,
             **({"fold": of_patient.removeprefix("fold-")} if of_patient != TEST else {}),
             **({"in_training": "yes"} if seen_here or one.patient in seen else {}),
         }
-        files = NiftiFiles(one.name, path / CASES / one.name, PREPARED_NAMES)
+        files = NiftiFiles(one.name, one.folder, PREPARED_NAMES)
         cases.append(Case(one.name, one.patient, files, about))
     return Chosen(
         tuple(cases),
@@ -148,37 +147,15 @@ def _prepared(path: Path, manifest: Manifest, part: str) -> Chosen:
             "part": part,
             "cases": len(cases),
             "excluded_when_prepared": len(_excluded(path)),
-            "cohort_digest": digest,
-            "splits_digest": splits_digest,
+            "cohort_digest": cohort.digest,
+            "splits_digest": cohort.splits_digest,
             "pack_trained_on_this_cohort": trained_here,
         },
     )
 
 
-def cohort_digest(path: Path, splits: Splits) -> str:
-    """Of all prepared images and masks: what a pack says it was trained on (`cohort_digest`)."""
-    files = {
-        case.name: [
-            case.patient,
-            {
-                name: digest
-                for name, digest in _row(path / CASES / case.name / ROW).get("files", {}).items()
-                if name in (IMAGE, MASK)
-            },
-        ]
-        for case in splits.cases
-    }
-    return hashlib.sha256(canonical_json(files)).hexdigest()
-
-
-def digest_of_splits(splits: Splits) -> str:
-    """Of every patient's part."""
-    dealt = [splits.seed, list(splits.test), list(splits.folds)]
-    return hashlib.sha256(canonical_json(dealt)).hexdigest()
-
-
-def _part(splits: Splits, patient: str) -> str:
-    return splits.part(patient).replace(" ", "-")
+def _part(case: PreparedCase) -> str:
+    return case.part.replace(" ", "-")
 
 
 def _known(path: Path) -> dict[str, str]:

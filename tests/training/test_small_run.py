@@ -12,9 +12,11 @@ from dicom.volume import write_nifti
 from node.cli import main
 from pipeline.model_pack import load_pack
 from tests.training.tiny_dataset import architecture
+from training.case_inputs import CohortRules
 from training.checkpoints import FINAL, read_checkpoint
 from training.fold_log import read_log
 from training.measure import averaged, read_labelled
+from training.validate_cohort import choose_cases
 
 pytestmark = pytest.mark.timeout(900)  # a minute on two idle cores; the machine may be busy
 
@@ -153,6 +155,13 @@ def test_from_a_cohort_to_a_result_that_the_node_would_send(
     assert str(tmp_path) not in card
     averaged_weights = read_checkpoint(run / "fold_0" / FINAL)["network_weights"]
     assert averaged_weights["encoder.stages.0.0.convs.0.conv.weight"].shape == (4, 1, 3, 3)
+
+    # A validation on the cohort that it was trained on knows whom the pack has seen.
+    cases = choose_cases(prepared, CohortRules(), manifest, "all").cases
+    assert len(cases) == 7
+    assert {case.patient for case in cases if "in_training" not in case.about} == set(
+        splits["test"]
+    )
 
     series = min((shared_data / "dicom_wrapped_ms").iterdir())
     result = said(capsys, "process", series, "--output", tmp_path / "result", "--model", pack)
