@@ -42,6 +42,21 @@ class Room:
         return self.free_mb < self.reserve_mb
 
     @property
+    def free_bytes(self) -> int:
+        """To a megabyte."""
+        return self.free_mb * MEBIBYTE
+
+    @property
+    def total_bytes(self) -> int:
+        """To a megabyte."""
+        return self.total_mb * MEBIBYTE
+
+    @property
+    def reserve_bytes(self) -> int:
+        """Below it senders are refused."""
+        return self.reserve_mb * MEBIBYTE
+
+    @property
     def text(self) -> str:
         """For people."""
         said = f"{self.free_mb} MB free of {self.total_mb} MB, reserve {self.reserve_mb} MB"

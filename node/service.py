@@ -30,6 +30,7 @@ from dicom.network.scp import StorageServer
 from dicom.network.tls import TlsFilesError, listening_context
 from node.audit import Audit
 from node.daily import SelfTests
+from node.disk import room
 from node.durable import PRIVATE, SERVICE_LOCK
 from node.engine import (
     ENGINE_FILE,
@@ -285,9 +286,9 @@ def what_is_wrong(
         for peer, answers in sorted(answering.items())
         if not answers
     }
-    free_mb = shutil.disk_usage(settings.node.data_dir).free / 1e6
-    if free_mb < settings.node.reserve_mb:
-        wrong["disk:reserve"] = f"{free_mb:.0f} MB of disk are free: senders are told to come back"
+    disk = room(settings.node)
+    if disk.below_reserve:
+        wrong["disk:reserve"] = disk.text
     wrong |= {
         f"failed:worker-{worker['index']}": f"worker {worker['index']} died again and again"
         for worker in workers

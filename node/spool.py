@@ -143,10 +143,6 @@ class Spool:
         """For what is being fetched; emptied at each start."""
         return self.folder / INCOMING
 
-    def free_bytes(self) -> int:
-        """Room left on the disk."""
-        return shutil.disk_usage(self.folder).free
-
     def write(self, sent: ReceivedObject, path: Path) -> None:
         """Write an object: written, synchronised, renamed. It is durable when this returns.
 

@@ -11,7 +11,6 @@ import argparse
 import json
 import os
 import platform
-import shutil
 import sys
 import zipfile
 from collections.abc import Mapping
@@ -25,6 +24,7 @@ from config.settings import Settings
 from node.audit import Audit
 from node.cli import EXIT_DONE
 from node.daily import RESULTS_FILE
+from node.disk import room
 from node.ledger import Ledger, SeriesState
 from node.sitekey import site_key, tag
 
@@ -74,7 +74,7 @@ def collect(settings: Settings) -> dict[str, Any]:
             "packages": {one.name: one.version for one in distributions()},
         },
         "settings.json": _without_secrets(settings.model_dump(mode="json")),
-        "disk.json": _sizes(data_dir),
+        "disk.json": {"disk": room(settings.node).text, "folder_bytes": _sizes(data_dir)},
     }
     if (data_dir / "intake.sqlite").is_file():
         parts["series.json"] = _series(settings)
@@ -117,14 +117,12 @@ def _series(settings: Settings) -> dict[str, Any]:
         }
 
 
-def _sizes(data_dir: Path) -> dict[str, Any]:
-    usage = shutil.disk_usage(data_dir)
-    folders = {
+def _sizes(data_dir: Path) -> dict[str, int]:
+    return {
         path.name: sum(one.stat().st_size for one in path.rglob("*") if one.is_file())
         for path in sorted(data_dir.iterdir())
         if path.is_dir()
     }
-    return {"free_bytes": usage.free, "total_bytes": usage.total, "folder_bytes": folders}
 
 
 def _without_secrets(content: Any) -> Any:  # noqa: ANN401  # JSON

@@ -41,7 +41,6 @@ from dicom.errors import StudyError
 from dicom.volume import Volume
 from pipeline.brain import BrainMask, EmptyMaskError
 from pipeline.ensemble import SLICES_PER_BATCH, Members, running
-from pipeline.ensemble import load_ensemble as load_ensemble  # found here as well
 from pipeline.flow import Timed
 from pipeline.model_pack import (
     DATASET,

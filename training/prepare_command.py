@@ -96,14 +96,15 @@ def run_prepare(arguments: argparse.Namespace) -> int:
         arguments.seed,
         rules,
         Refusals.GO_ON if arguments.go_on else Refusals.STOP,
-        _say,
+        say_case,
     )
     text = json.dumps(report) if arguments.json else in_words(report)
     sys.stdout.write(f"{text}\n")
     return EXIT_DONE if report["outcome"] == "prepared" else EXIT_REFUSED
 
 
-def _say(row: Row, *, kept: bool) -> None:
+def say_case(row: Row, *, kept: bool) -> None:
+    """One line on standard error: how a case ended."""
     end = row["outcome"] + (f": {row['reason']}: {row['explanation']}" if row["reason"] else "")
     sys.stderr.write(f"{row['case']}: {end}{' (from an earlier run)' if kept else ''}\n")
     sys.stderr.flush()

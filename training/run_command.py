@@ -14,10 +14,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from training.prepare_command import say_case
+
 if TYPE_CHECKING:
     from training.dataset import Dataset
     from training.fold_log import FoldProgress
-    from training.prepare import Row
 
 EXIT_DONE, EXIT_FAILED, EXIT_WRONG_ARGUMENTS, EXIT_STOPPED = 0, 1, 2, 130
 MOST_WORKERS = 8  # per GPU: more wait for the disk
@@ -144,7 +145,7 @@ def run_folds(arguments: argparse.Namespace) -> int:
         arguments.prepared,
         arguments.output,
         recipe,
-        _say_case,
+        say_case,
         seed=arguments.seed,
         refusals=Refusals.GO_ON if arguments.go_on else Refusals.STOP,
     )
@@ -282,12 +283,6 @@ def workers_of(asked: int | None, devices: Sequence[str]) -> int:
     if any(device != "cpu" for device in devices):
         return max(1, min(MOST_WORKERS, left // len(devices)))
     return 1 if left >= len(devices) else 0
-
-
-def _say_case(row: Row, *, kept: bool) -> None:
-    end = row["outcome"] + (f": {row['reason']}: {row['explanation']}" if row["reason"] else "")
-    sys.stderr.write(f"{row['case']}: {end}{' (from an earlier run)' if kept else ''}\n")
-    sys.stderr.flush()
 
 
 def _say_end(

@@ -5,7 +5,6 @@ No sign-in and no identifier: states, reasons, counts, ages.
 
 from __future__ import annotations
 
-import shutil
 import sqlite3
 from datetime import UTC, datetime
 
@@ -13,6 +12,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
 
+from node.disk import room
 from node.ledger import UNFINISHED
 from node.web.app import Surroundings, surroundings_of
 
@@ -39,8 +39,7 @@ def not_ready(node: Surroundings) -> list[str]:
         node.overview.version()
     except sqlite3.Error:
         faults.append("ledger-unreadable")
-    free_mb = shutil.disk_usage(node.settings.node.data_dir).free / 1e6
-    if free_mb < node.settings.node.reserve_mb:
+    if room(node.settings.node).below_reserve:
         faults.append("disk-reserve")
     workers = node.workers()
     if workers and not any(worker["running"] for worker in workers):
@@ -78,11 +77,11 @@ def _collected(node: Surroundings) -> CollectorRegistry:
         age.labels(state.value).set(
             0.0 if oldest is None else max(0.0, (now - oldest).total_seconds())
         )
-    disk = shutil.disk_usage(node.settings.node.data_dir)
-    gauge("disk_free_bytes", "Of the disk with the data directory").set(disk.free)
-    gauge("disk_size_bytes", "Of the disk with the data directory").set(disk.total)
+    disk = room(node.settings.node)
+    gauge("disk_free_bytes", "Of the disk with the data directory").set(disk.free_bytes)
+    gauge("disk_size_bytes", "Of the disk with the data directory").set(disk.total_bytes)
     reserve = gauge("disk_reserve_bytes", "Below this, senders are told to come back")
-    reserve.set(node.settings.node.reserve_mb * 1e6)
+    reserve.set(disk.reserve_bytes)
     answering = gauge("peer_answers", "Did the peer answer when it was last asked", "peer")
     for peer, answers in node.answering().items():
         answering.labels(peer).set(answers)

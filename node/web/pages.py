@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
 import zipfile
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import FileResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
+from node.disk import room
 from node.jobs import advice
 from node.ledger import UNFINISHED, Job, SeriesRow, SeriesState, UnknownJobError
 from node.outcome import ResultFile
@@ -57,8 +57,7 @@ def _now(node: Surroundings) -> dict[str, Any]:
         "latest": node.overview.studies(count=LATEST).lines,
         "peers": sorted(node.answering().items()),
         "workers": node.workers(),
-        "disk": shutil.disk_usage(data_dir),
-        "reserve": node.settings.node.reserve_mb * 1e6,
+        "disk": room(node.settings.node),
         "model": node.settings.pipeline.model,
         "device": node.settings.pipeline.device,
         "tested": node.tests.latest if node.tests is not None else None,
