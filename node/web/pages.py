@@ -13,8 +13,8 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import FileResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
+from node.advice import advice
 from node.disk import room
-from node.jobs import advice
 from node.ledger import UNFINISHED, Job, SeriesRow, SeriesState, UnknownJobError
 from node.outcome import ResultFile
 from node.pause import PauseSwitch
