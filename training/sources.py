@@ -27,6 +27,7 @@ from pipeline.preprocess import (
     place,
     resample_to_canvas,
 )
+from training.enlarge import paint_lesions
 
 LABELLED = ("patient07", "patient19")
 """Patients with a full expert lesion mask, MNI 1 mm, skull-stripped by the publisher."""
@@ -285,21 +286,11 @@ def _upper_otsu(values: npt.NDArray[np.float32]) -> float:
 
 
 def insert_lesions(host: Host, donor: Mask, rng: np.random.Generator) -> Array:
-    """A donor's lesions (canonical view, MNI grid) painted into the host.
-
-    Amplitude ~ N(0.22 + 0.09 log10(mm3), 0.10) of white matter per lesion, texture sd 9 %, edges of
-    0.6 mm: data_facts.md, "Enlarging honestly". The edge is by construction the label.
-    """
+    """A donor's lesions (canonical view, MNI grid) painted into the host, which has 1 mm voxels."""
     on_canvas = (resample_to_canvas(donor, host.placement) > 0.5) & host.insertable
-    labels, count = ndimage.label(on_canvas, np.ones((3, 3, 3)))
-    volumes = np.bincount(labels.ravel(), minlength=count + 1)
-    amplitudes = rng.normal(0.22 + 0.09 * np.log10(np.maximum(volumes, 1)), 0.10)
-    amplitudes = np.clip(amplitudes, 0.08, 0.8)
-    amplitudes[0] = 0.0
-    texture = ndimage.gaussian_filter(rng.standard_normal(labels.shape, dtype=np.float32), 0.8)
-    texture *= 0.09 / texture.std()
-    added = amplitudes[labels].astype(np.float32) + np.where(on_canvas, texture, 0.0)
     values = host.values.copy()
-    values[..., 0] += host.white_matter * ndimage.gaussian_filter(added, 0.6)
+    values[..., 0] = paint_lesions(
+        values[..., 0], on_canvas, (1.0, 1.0, 1.0), host.white_matter, rng
+    )
     values[..., 1] = np.maximum(values[..., 1], on_canvas)
     return _cropped(values, keep_outside=False)
