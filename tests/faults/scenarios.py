@@ -677,22 +677,13 @@ def database_is_corrupt(bench: Bench, name: str) -> None:
     """Its file is overwritten while the node is down, with work in every state."""
     with bench.fresh_site() as site:
         site.node.start()
-        done, running, queued = (site.flair(n) for n in ("DONE", "RUNNING", "QUEUED"))
-        site.send(done)
-        site.wait_for(done, SeriesState.DELIVERED)
-        hold = site.trap("hold")
-        site.send(running)
-        site.wait_for(running, SeriesState.RUNNING)
-        site.send(queued)
-        site.wait_for(queued, SeriesState.QUEUED)
-        site.kill()
-        hold.unlink()
+        everything = _killed_in_every_state(site, SeriesState.DELIVERED)
         path = site.node.data_dir / name
         for log in ("-wal", "-shm"):  # or SQLite would mend the file from it
             path.with_name(name + log).unlink(missing_ok=True)
         with path.open("r+b") as file:
             file.write(b"\x5a" * max(8192, path.stat().st_size))
-        _recover(bench, site, done, running, queued)
+        _recover(bench, site, *everything)
 
 
 def upgrade_with_work_in_flight(bench: Bench) -> None:
@@ -700,18 +691,24 @@ def upgrade_with_work_in_flight(bench: Bench) -> None:
     with bench.fresh_site() as site:
         site.node.start()
         site.gate.shut()
-        delivering, running, queued = (site.flair(n) for n in ("DELIVERING", "RUNNING", "QUEUED"))
-        site.send(delivering)
-        site.wait_for(delivering, SeriesState.DELIVERING)
-        hold = site.trap("hold")
-        site.send(running)
-        site.wait_for(running, SeriesState.RUNNING)
-        site.send(queued)
-        site.wait_for(queued, SeriesState.QUEUED)
-        site.kill()
-        hold.unlink()
+        everything = _killed_in_every_state(site, SeriesState.DELIVERING)
         site.trap("version", "flairnode-next")
-        _recover(bench, site, delivering, running, queued)
+        _recover(bench, site, *everything)
+
+
+def _killed_in_every_state(site: Site, farthest: SeriesState) -> list[Sent]:
+    """Three series: one that came as far as that, one running, one queued; the node is down."""
+    first, running, queued = (site.flair(n) for n in (farthest.name, "RUNNING", "QUEUED"))
+    site.send(first)
+    site.wait_for(first, farthest)
+    hold = site.trap("hold")
+    site.send(running)
+    site.wait_for(running, SeriesState.RUNNING)
+    site.send(queued)
+    site.wait_for(queued, SeriesState.QUEUED)
+    site.kill()
+    hold.unlink()
+    return [first, running, queued]
 
 
 def thousands_queued(bench: Bench) -> None:
